@@ -1,0 +1,90 @@
+"""Simulated worlds behind one contract: `make` builds one, `spec` tells what it promises without building it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any
+
+from envs.base import VectorEnv
+from envs.mujoco import reach
+from rl_finetune.errors import UserError
+from rl_finetune.spec import EnvSpec
+
+__all__ = ["REGISTRY", "Entry", "VectorEnv", "make", "spec"]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How one registered environment is described and built."""
+
+    options: type[Any]
+    """Frozen dataclass of its options; validates itself."""
+    describe: Callable[[Any], EnvSpec]
+    """Options -> spec, importing no simulator."""
+    build: Callable[[int, Any], VectorEnv]
+    """Number of environments, options -> the environment, in this process."""
+
+
+def _reach(num_envs: int, options: reach.ReachOptions) -> VectorEnv:
+    from envs.mujoco.world import ReachWorld
+
+    return ReachWorld(num_envs, options)
+
+
+REGISTRY: dict[str, Entry] = {reach.NAME: Entry(reach.ReachOptions, reach.spec, _reach)}
+"""Name -> entry. Adding an environment is one line here."""
+
+
+def make(name: str, num_envs: int, *, workers: int = 0, **options: Any) -> VectorEnv:
+    """Build `num_envs` environments of the registered `name`.
+
+    Args:
+        name: a key of `REGISTRY`.
+        num_envs: N, at least 1.
+        workers: processes over which they are spread; 0 keeps them in this one.
+        options: fields of the entry's option class, for example `image_size` and `tolerance` of `widowx_reach`.
+
+    Raises:
+        UserError: unknown name or option, a bad value, or no way to draw on this machine.
+    """
+    entry = _entry(name)
+    chosen = _options(name, entry, options)
+    if num_envs < 1 or not 0 <= workers <= num_envs:
+        raise UserError(
+            "impossible number of environments or workers",
+            got=f"num_envs={num_envs}, workers={workers}",
+            expected="num_envs >= 1 and 0 <= workers <= num_envs",
+            do="change one of them",
+        )
+    if workers:
+        from envs.process import ProcessEnv
+
+        return ProcessEnv(name, num_envs, workers, options)
+    return entry.build(num_envs, chosen)
+
+
+def spec(name: str, **options: Any) -> EnvSpec:
+    """What `make(name, ..., **options)` would promise; imports no simulator. Raises like `make`."""
+    entry = _entry(name)
+    return entry.describe(_options(name, entry, options))
+
+
+def _entry(name: str) -> Entry:
+    if name not in REGISTRY:
+        raise _unknown("environment", name, list(REGISTRY))
+    return REGISTRY[name]
+
+
+def _options(name: str, entry: Entry, options: dict[str, Any]) -> Any:
+    known = [field.name for field in fields(entry.options)]
+    for option in options:
+        if option not in known:
+            raise _unknown(f"option of {name}", option, known)
+    return entry.options(**options)
+
+
+def _unknown(kind: str, got: str, known: list[str]) -> UserError:
+    near = get_close_matches(got, known, n=1, cutoff=0.0)
+    return UserError(f"unknown {kind}", got=repr(got), expected=f"one of {known}", do=f"did you mean {near[0]!r}?")

@@ -1,0 +1,89 @@
+"""The contract of a vectorised environment; `envs.contract.check` tests it on any implementation."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from rl_finetune.errors import UserError
+from rl_finetune.spec import EnvSpec
+from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, Observation, SeedKeys
+
+
+class VectorEnv(ABC):
+    """N environments of one embodiment side by side, driven a chunk at a time."""
+
+    spec: EnvSpec
+    num_envs: int
+
+    @abstractmethod
+    def reset(self, keys: SeedKeys) -> Observation:
+        """Begin the episodes that `keys` name, one per environment, and return their first observations [N].
+
+        Raises:
+            UserError: `keys` does not name `num_envs` episodes.
+        """
+
+    @abstractmethod
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        """Execute a chunk [N, H, K] open-loop; only the leading c channels are used.
+
+        An environment stops early where its episode ends and begins the next one (episode number + 1) at once.
+        Pictures are taken at the boundary only.
+
+        Raises:
+            UserError: wrong shape, or a value among the used channels is not finite.
+            RuntimeError: called before `reset`.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release renderer and processes. Calling it twice does no harm."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def check_keys(keys: SeedKeys, num_envs: int) -> None:
+    """Raise a `UserError` unless `keys` names one episode for each environment."""
+    if len(keys.env) != num_envs or len(keys.episode) != num_envs:
+        raise UserError(
+            "wrong number of seed keys",
+            got=f"{len(keys.env)} env and {len(keys.episode)} episode numbers",
+            expected=f"{num_envs}, one for each environment",
+            do="pass keys for exactly the environments that were made",
+        )
+
+
+def used_actions(chunk: ActionChunk, spec: EnvSpec, num_envs: int) -> FloatArray:
+    """The channels [N, H, c] that the body uses, checked for shape and finiteness.
+
+    Raises:
+        UserError: wrong shape, or a value that is not finite; names the first offender.
+    """
+    convention, shape = spec.embodiment.action, chunk.actions.shape
+    if len(shape) != 3 or shape[:2] != (num_envs, convention.horizon) or shape[2] < convention.channels:
+        raise UserError(
+            f"action chunk has the wrong shape for {spec.name!r}",
+            got=shape,
+            expected=f"({num_envs}, {convention.horizon}, K >= {convention.channels})",
+            do="pad channels at the end and keep the horizon of the environment's spec",
+        )
+    actions = chunk.actions[..., : convention.channels]
+    if not np.isfinite(actions).all():
+        env, step, channel = np.argwhere(~np.isfinite(actions))[0]
+        raise UserError(
+            f"action of environment {env}, step {step}, channel {channel} is not finite",
+            got=actions[env, step, channel],
+            expected="a finite number",
+            do="look for NaN in the policy's weights or in its normalisation statistics",
+        )
+    return actions

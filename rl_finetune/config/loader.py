@@ -1,0 +1,34 @@
+"""From files and overrides to a checked, immutable config, and back to text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import ValidationError
+
+from rl_finetune.config import files
+from rl_finetune.config.messages import explain
+from rl_finetune.config.schema import Section
+
+Config = TypeVar("Config", bound=Section)
+
+
+def load(kind: type[Config], file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The settings of `kind` from a file (a path, the stem of a file in `configs/`, or None for the defaults).
+
+    Raises:
+        UserError: the first thing that is wrong, in one line that names field, value, what is allowed and what to do.
+    """
+    tree = files.apply({} if file is None else files.read(files.find(file)), overrides)
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, kind, tree) from None
+
+
+def dump(config: Section) -> str:
+    """The config as YAML that `load` reads back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

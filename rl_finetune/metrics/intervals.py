@@ -1,0 +1,69 @@
+"""Intervals for success rates: of one policy, and of the difference between two on the same episodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Z_95 = 1.96
+"""Quantile of the normal distribution for two-sided 95 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How much more often the second policy succeeds, in percentage points."""
+
+    points: float
+    """100 * (success after - success before)."""
+    interval: tuple[float, float]
+    """95 % interval of `points`."""
+    episodes: int
+    """Paired episodes."""
+    won: int
+    """Episodes that failed before and succeed after."""
+    lost: int
+    """Episodes that succeeded before and fail after."""
+
+    def __str__(self) -> str:
+        return f"{self.points:+.1f} points [{self.interval[0]:+.1f}, {self.interval[1]:+.1f}]"
+
+
+def wilson(successes: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927, JASA 22:209-212); without episodes it is all of [0, 1].
+
+    Raises:
+        ValueError: `successes` is not within 0..n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes: got {successes}; expected 0..{n}")
+    if n == 0:
+        return 0.0, 1.0
+    share = successes / n
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly, which rounding would miss.
+    return (0.0 if successes == 0 else centre - half), (1.0 if successes == n else centre + half)
+
+
+def paired_gain(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) -> Gain:
+    """Difference of two success rates on the same episodes.
+
+    Interval: adjusted Wald of Bonett and Price (2012, "Adjusted Wald confidence interval for a difference of binomial
+    proportions based on paired data", J. Educ. Behav. Stat. 37:479-488), which Fagerland, Lydersen and Laake (2014,
+    Stat. Med. 33:2850-2875) recommend: with p = (won + 1) / (n + 2) and q = (lost + 1) / (n + 2) it is
+    p - q +- z sqrt((p + q - (p - q)^2) / (n + 2)). Unlike the plain Wald interval it never has width 0.
+
+    Raises:
+        ValueError: the two do not pair, or there is no episode.
+    """
+    n = len(before)
+    if n == 0 or len(after) != n:
+        raise ValueError(f"episodes to pair: got {n} before and {len(after)} after; expected the same number, at least 1")
+    won = sum(not b and bool(a) for b, a in zip(before, after, strict=True))
+    lost = sum(bool(b) and not a for b, a in zip(before, after, strict=True))
+    p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)
+    half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
+    low, high = max(p - q - half, -1.0), min(p - q + half, 1.0)
+    return Gain(points=100 * (won - lost) / n, interval=(100 * low, 100 * high), episodes=n, won=won, lost=lost)

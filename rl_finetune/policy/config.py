@@ -1,0 +1,196 @@
+"""Architecture of a Qwen-VLA policy: everything needed to build it, nothing about training it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from rl_finetune.errors import UserError
+from rl_finetune.spec import ActionConvention, EmbodimentSpec
+
+CONFIG_FILE = "config.json"
+FORMAT = "qwen-vla-policy"
+
+WIDOWX = EmbodimentSpec(
+    tag="widowx",
+    arms="single arm",
+    views=("ego",),
+    action=ActionConvention(
+        channels=7, horizon=8, control="delta_ee", rotation="axis_angle", gripper="open_positive", rate=5.0
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """The DiT action decoder. Defaults are the 1.15 B decoder of the paper (30 width^2 parameters a block)."""
+
+    width: int = 1536
+    """d, channels of the residual stream."""
+    depth: int = 16
+    """Transformer blocks."""
+    heads: int = 12
+    """Attention heads."""
+    head_dim: int = 256
+    """Channels a head, equal to the backbone's so that rotary positions align."""
+    mlp: int = 8192
+    """Inner width of the SwiGLU."""
+    time_features: int = 256
+    """Sinusoidal features of the noise level."""
+    context_width: int = 2560
+    """Width of the backbone's hidden states."""
+    action_width: int = 64
+    """K, padded action channels."""
+    context_attention: Literal["joint", "prefix"] = "joint"
+    """`joint`: context attends to actions and is time-modulated (paper). `prefix`: it does neither, and is cached."""
+    rope_theta: float = 1e7
+    """Base of the rotary frequencies."""
+    rope_fraction: float = 0.25
+    """Share of a head that is rotated."""
+    rope_sections: tuple[int, int, int] = (11, 11, 10)
+    """Rotary frequencies given to time, height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVLAConfig:
+    """A whole policy."""
+
+    backbone: dict[str, Any]
+    """Constructor arguments of transformers' `Qwen3_5Config` (`text_config`, `vision_config`, token ids)."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """The action decoder."""
+    embodiments: tuple[EmbodimentSpec, ...] = (WIDOWX,)
+    """Bodies that the policy was trained for."""
+    max_context_tokens: int = 512
+    """L: every prompt is right-padded to this many tokens, so that rollout and update share shapes and rounding."""
+    num_steps: int = 4
+    """Euler steps of the sampler."""
+    dtype: str = "bfloat16"
+    """Storage type of the backbone's weights."""
+
+    @classmethod
+    def tiny(cls) -> QwenVLAConfig:
+        """A few million parameters with every part of the large one: DeltaNet, attention, vision, joint decoder."""
+        text = dict(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            linear_num_key_heads=2,
+            linear_num_value_heads=2,
+            linear_key_head_dim=32,
+            linear_value_head_dim=32,
+            vocab_size=512,
+            max_position_embeddings=512,
+            tie_word_embeddings=True,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=1e7,
+                partial_rotary_factor=0.25,
+                mrope_interleaved=True,
+                mrope_section=[2, 1, 1],
+            ),
+        )
+        vision = dict(
+            depth=2,
+            hidden_size=96,
+            intermediate_size=288,
+            num_heads=3,
+            patch_size=8,
+            out_hidden_size=128,
+            num_position_embeddings=64,
+        )
+        return cls(
+            backbone=dict(text_config=text, vision_config=vision, tie_word_embeddings=True),
+            decoder=DecoderConfig(
+                width=128,
+                depth=2,
+                heads=4,
+                head_dim=32,
+                mlp=256,
+                time_features=64,
+                context_width=128,
+                action_width=16,
+                rope_sections=(2, 1, 1),
+            ),
+            max_context_tokens=60,
+            dtype="float32",
+        )
+
+    @classmethod
+    def qwen3_5_4b(cls) -> QwenVLAConfig:
+        """Qwen3.5-4B backbone (4,539,265,536 parameters) and the 1.15 B decoder."""
+        text = dict(
+            hidden_size=2560,
+            intermediate_size=9216,
+            num_hidden_layers=32,
+            num_attention_heads=16,
+            num_key_value_heads=4,
+            head_dim=256,
+            linear_num_key_heads=16,
+            linear_num_value_heads=32,
+            linear_key_head_dim=128,
+            linear_value_head_dim=128,
+            vocab_size=248320,
+            max_position_embeddings=262144,
+            tie_word_embeddings=True,
+            rope_parameters=dict(
+                rope_type="default",
+                rope_theta=1e7,
+                partial_rotary_factor=0.25,
+                mrope_interleaved=True,
+                mrope_section=[11, 11, 10],
+            ),
+        )
+        vision = dict(
+            depth=24,
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_heads=16,
+            patch_size=16,
+            out_hidden_size=2560,
+            num_position_embeddings=2304,
+        )
+        return cls(backbone=dict(text_config=text, vision_config=vision, tie_word_embeddings=True))
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` into an existing folder."""
+        payload = {"format": FORMAT, **asdict(self)}
+        (folder / CONFIG_FILE).write_text(json.dumps(payload, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> QwenVLAConfig:
+        """Read `config.json`.
+
+        Raises:
+            UserError: the file is missing, is no JSON, or does not describe a policy of this kind.
+        """
+        path = folder / CONFIG_FILE
+        advice = "name a folder written by `rl-finetune sft` or `QwenVLAPolicy.save_pretrained`"
+        try:
+            payload = json.loads(path.read_text())
+        except OSError as error:
+            raise UserError("no policy there", got=str(folder), expected=f"a folder with {path.name}", do=advice) from error
+        except ValueError as error:
+            raise UserError("policy config is damaged", got=f"{path}: {error}", expected="JSON", do=advice) from error
+        if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
+            raise UserError("not a Qwen-VLA policy", got=str(path), expected=f'"format": "{FORMAT}"', do=advice)
+        try:
+            return _from_payload(payload)
+        except (TypeError, KeyError) as error:
+            raise UserError("policy config does not fit", got=f"{path}: {error}", expected="known fields", do=advice) from error
+
+
+def _from_payload(payload: dict[str, Any]) -> QwenVLAConfig:
+    decoder = dict(payload["decoder"])
+    sections = cast(tuple[int, int, int], tuple(decoder.pop("rope_sections")))
+    bodies = tuple(
+        EmbodimentSpec(**{**body, "views": tuple(body["views"]), "action": ActionConvention(**body["action"])})
+        for body in payload["embodiments"]
+    )
+    rest = {**payload, "decoder": DecoderConfig(**decoder, rope_sections=sections), "embodiments": bodies}
+    return QwenVLAConfig(**rest)

@@ -1,0 +1,211 @@
+"""Qwen-VLA: backbone, action decoder, value head and normalisation under one roof.
+
+Folder layout of `save_pretrained`:
+
+    config.json            architecture and embodiments
+    model.safetensors      decoder and value head
+    normalisation.json     action quantiles of each embodiment
+    backbone/              config, safetensors and tokenizer, loadable by transformers alone
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rl_finetune.errors import UserError
+from rl_finetune.policy import normalisation
+from rl_finetune.policy.backbone import Backbone, build_backbone, load_backbone, save_backbone
+from rl_finetune.policy.config import QwenVLAConfig
+from rl_finetune.policy.decoder import ActionDecoder, Prepared
+from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.normalisation import Quantiles, channel_mask
+from rl_finetune.policy.sampler import FlowSDE, Transition, draw_noise, sample_flow_sde, sample_ode, score
+from rl_finetune.spec import EmbodimentSpec
+from rl_finetune.types import ActionChunk, Context, IntArray, Observation, SeedKeys
+
+WEIGHTS_FILE = "model.safetensors"
+BACKBONE_FOLDER = "backbone"
+
+
+@dataclass(frozen=True, slots=True)
+class TorchContext:
+    """Torch side of `Context`: hidden [N, L, D], mask [N, L], positions [3, N, L]."""
+
+    hidden: Tensor
+    mask: Tensor
+    positions: Tensor
+
+    @classmethod
+    def from_numpy(cls, context: Context) -> TorchContext:
+        """Share memory with the arrays."""
+        return cls(*(torch.from_numpy(a) for a in (context.hidden, context.mask, context.positions)))
+
+    def numpy(self) -> Context:
+        """Arrays on the CPU, float32 hidden states."""
+        return Context(self.hidden.float().cpu().numpy(), self.mask.cpu().numpy(), self.positions.cpu().numpy())
+
+    def rows(self, index: Tensor) -> TorchContext:
+        """Some of the samples."""
+        return TorchContext(self.hidden[index], self.mask[index], self.positions[:, index])
+
+
+class QwenVLAPolicy(nn.Module):
+    """A vision-language-action policy for every embodiment in its config."""
+
+    def __init__(self, config: QwenVLAConfig, backbone: Backbone, quantiles: dict[str, Quantiles]) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.decoder = ActionDecoder(config.decoder)
+        self.value_head = nn.Linear(config.decoder.context_width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        self.quantiles = quantiles
+
+    @classmethod
+    def build(cls, config: QwenVLAConfig, tokenizer: Any, quantiles: dict[str, Quantiles]) -> QwenVLAPolicy:
+        """Freshly initialised weights; the caller seeds torch."""
+        backbone = build_backbone(config.backbone, tokenizer, config.max_context_tokens, getattr(torch, config.dtype))
+        return cls(config, backbone, quantiles)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, backbone: str | None = None) -> QwenVLAPolicy:
+        """Load a policy from a local folder or a hub id.
+
+        Args:
+            path: folder written by `save_pretrained`, or hub id of such a folder.
+            backbone: another folder or hub id for the backbone.
+
+        Raises:
+            UserError: missing, truncated or of another shape; nothing is half-loaded.
+        """
+        folder = local_folder(path)
+        config = QwenVLAConfig.load(folder)
+        quantiles = normalisation.load(folder)
+        views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
+        source = backbone or str(folder / BACKBONE_FOLDER)
+        model = cls(config, load_backbone(source, config.max_context_tokens, getattr(torch, config.dtype), views), quantiles)
+        model._load_heads(folder / WEIGHTS_FILE)
+        return model.eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the layout described in the module's header into `folder` (made if missing)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save(folder)
+        normalisation.save(folder, self.quantiles)
+        save_file({k: v.contiguous() for k, v in self._head_state()}, folder / WEIGHTS_FILE)
+        save_backbone(self.backbone, folder / BACKBONE_FOLDER)
+
+    def body(self, tag: str) -> EmbodimentSpec:
+        """The embodiment of that tag.
+
+        Raises:
+            UserError: the policy was not trained for it.
+        """
+        known = {body.tag: body for body in self.config.embodiments}
+        if tag not in known:
+            raise UserError(
+                "embodiment that the policy was not trained for",
+                got=repr(tag),
+                expected=f"one of {sorted(known)}",
+                do="choose another environment, or fine-tune the policy on this body first",
+            )
+        return known[tag]
+
+    def encode(self, observation: Observation) -> TorchContext:
+        """Run the backbone: the costly part, reusable while the backbone is frozen."""
+        inputs = self.backbone.tokenise(observation, self.body(observation.embodiment))
+        return TorchContext(self.backbone(inputs).float(), inputs.mask, inputs.positions)
+
+    def prepare(self, context: TorchContext, horizon: int) -> Prepared:
+        """Decoder-side preparation, once per chunk."""
+        return self.decoder.prepare(context.hidden, context.mask, context.positions, horizon)
+
+    def velocity(self, context: TorchContext, x: Tensor, tau: Tensor) -> Tensor:
+        """Flow velocity [N, H, K] at chain state `x` and noise level `tau` [N]."""
+        return self.decoder(self.prepare(context, x.shape[1]), x, tau)
+
+    def value(self, context: TorchContext) -> Tensor:
+        """State value [N]: linear head on the mean backbone state, no gradient into the backbone."""
+        weight = context.mask[..., None].to(context.hidden.dtype)
+        pooled = (context.hidden * weight).sum(1) / weight.sum(1)
+        return self.value_head(pooled.detach())[:, 0]
+
+    @torch.no_grad()
+    def sample(
+        self, context: TorchContext, keys: SeedKeys, chunk: IntArray, body: EmbodimentSpec, law: FlowSDE
+    ) -> tuple[ActionChunk, Transition]:
+        """Explore: one Flow-SDE chunk a sample, in the environment's units, and the transition to score.
+
+        Args:
+            context: N encoded observations.
+            keys: episodes they belong to.
+            chunk: [N] number of the chunk within its episode.
+            body: embodiment of all N.
+            law: sampling law.
+        """
+        horizon, width = body.action.horizon, self.config.decoder.action_width
+        noise = draw_noise(keys, chunk, horizon, width, law)
+        mask = channel_mask(len(keys), horizon, body.action.channels, width)
+        prepared = self.prepare(context, horizon)
+        x, transition = sample_flow_sde(lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask))
+        return self._chunk(x, mask, body), transition
+
+    @torch.no_grad()
+    def act(
+        self, context: TorchContext, keys: SeedKeys, chunk: IntArray, body: EmbodimentSpec, temperature: float
+    ) -> ActionChunk:
+        """Evaluate: the ODE from initial noise scaled by `temperature`."""
+        horizon, width = body.action.horizon, self.config.decoder.action_width
+        law = FlowSDE(self.config.num_steps)
+        noise = draw_noise(keys, chunk, horizon, width, law)
+        prepared = self.prepare(context, horizon)
+        x = sample_ode(lambda x, tau: self.decoder(prepared, x, tau), noise.start * temperature, law.num_steps)
+        return self._chunk(x, channel_mask(len(keys), horizon, body.action.channels, width), body)
+
+    def log_prob(self, context: TorchContext, x: Tensor, x_next: Tensor, step: Tensor, law: FlowSDE, mask: Tensor) -> Tensor:
+        """Log-density [N, H] of stored transitions under the present weights."""
+        prepared = self.prepare(context, x.shape[1])
+        return score(lambda x, tau: self.decoder(prepared, x, tau), x, x_next, step, law, mask)
+
+    def _chunk(self, x: Tensor, mask: np.ndarray, body: EmbodimentSpec) -> ActionChunk:
+        actions = self.quantiles[body.tag].denormalise(x.cpu().numpy())
+        return ActionChunk(actions * mask, mask)
+
+    def _head_state(self) -> Iterator[tuple[str, Tensor]]:
+        for name, module in (("decoder", self.decoder), ("value_head", self.value_head)):
+            for key, tensor in module.state_dict().items():
+                yield f"{name}.{key}", tensor
+
+    def _load_heads(self, path: Path) -> None:
+        advice = "copy the checkpoint again from its source"
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError("policy weights cannot be read", got=f"{path}: {error}", expected="safetensors", do=advice) from error
+        want = dict(self._head_state())
+        for key in sorted(want.keys() | state.keys()):
+            have_shape = tuple(state[key].shape) if key in state else "nothing"
+            want_shape = tuple(want[key].shape) if key in want else "no such weight"
+            if have_shape != want_shape:
+                raise UserError(
+                    f"policy weights do not fit config.json at {key!r}", got=have_shape, expected=want_shape, do=advice
+                )
+        with torch.no_grad():
+            for key, tensor in want.items():
+                tensor.copy_(state[key])
+
+
+def parameter_count(module: nn.Module) -> int:
+    """Number of distinct parameters, also on the meta device."""
+    return sum(p.numel() for p in module.parameters())

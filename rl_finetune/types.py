@@ -1,0 +1,254 @@
+"""Records that cross the project's borders. numpy only: torch never crosses a process boundary.
+
+Letters in shapes: N environments side by side, T chunks in a row, H steps of a chunk (padded horizon), K action
+channels (padded width), c channels a body really uses (the leading ones), h x w pixels, L context tokens, D context width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+ImageArray = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedKeys:
+    """Names one episode for each of N environments; everything random in it follows from the key."""
+
+    seed: int
+    """Seed of the run, or of an evaluation."""
+    env: IntArray
+    """[N] global number of the environment, whatever actor holds it."""
+    episode: IntArray
+    """[N] number of the episode within that environment."""
+
+    def __len__(self) -> int:
+        return len(self.env)
+
+    def rows(self, index: slice | IntArray) -> SeedKeys:
+        """The keys of some of the environments."""
+        return SeedKeys(self.seed, self.env[index], self.episode[index])
+
+
+@dataclass(frozen=True, slots=True)
+class Grounding:
+    """Where named things appear in the first view: labels of the auxiliary 2-D grounding loss, never an input."""
+
+    names: tuple[str, ...]
+    """P names, the same for every environment; the last one is the robot's tool centre point."""
+    points: FloatArray
+    """[N, P, 2] image coordinates (u right, v down), 0..1 across the picture."""
+    present: BoolArray
+    """[N, P] whether the thing is in the scene."""
+    target: IntArray
+    """[N] index of the thing that the instruction names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What N robots of one embodiment see at a chunk boundary."""
+
+    images: Mapping[str, ImageArray]
+    """View tag -> [N, h, w, 3] uint8 RGB."""
+    instruction: tuple[str, ...]
+    """[N] task in words."""
+    embodiment: str
+    """Robot tag of all N."""
+    proprioception: FloatArray | None = None
+    """[N, P] or None: the paper's model has none by default."""
+    privileged: FloatArray | None = None
+    """[N, S] simulator state for experts, critics and labels, in the order of `EnvSpec.privileged`; metres."""
+    grounding: Grounding | None = None
+    """Labels of the auxiliary grounding loss, where the simulator can tell."""
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def rows(self, index: IntArray) -> Observation:
+        """Some of the environments, in the order of `index` [M]."""
+        g = self.grounding
+        return Observation(
+            images={tag: image[index] for tag, image in self.images.items()},
+            instruction=tuple(self.instruction[i] for i in index),
+            embodiment=self.embodiment,
+            proprioception=None if self.proprioception is None else self.proprioception[index],
+            privileged=None if self.privileged is None else self.privileged[index],
+            grounding=None if g is None else Grounding(g.names, g.points[index], g.present[index], g.target[index]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ActionChunk:
+    """Actions in the environment's own units, padded to H x K."""
+
+    actions: FloatArray
+    """[N, H, K]; channel order and units are the environment's action convention, zero where masked."""
+    mask: BoolArray
+    """[N, H, K] valid steps and channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowTrace:
+    """The one denoising transition that Flow-SDE scores, and nothing more."""
+
+    x: FloatArray
+    """[N, H, K] chain state before the transition (normalised units, padding included)."""
+    x_next: FloatArray
+    """[N, H, K] chain state after it."""
+    step: IntArray
+    """[N] index k of the transition on the Euler grid."""
+    log_prob: FloatArray
+    """[N, H] log-density of the transition, summed over valid channels, one value per action step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the backbone made of an observation: the costly part, reusable while the backbone is frozen."""
+
+    hidden: FloatArray
+    """[N, L, D] final normed hidden states, zero on padding."""
+    mask: BoolArray
+    """[N, L] real tokens."""
+    positions: IntArray
+    """[3, N, L] multi-section rotary positions (time, height, width)."""
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkOutcome:
+    """What came of one open-loop chunk. A finished environment has already begun its next episode."""
+
+    reward: FloatArray
+    """[N, H] per environment step, zero after the episode ended."""
+    steps_executed: IntArray
+    """[N] 1..H."""
+    terminated: BoolArray
+    """[N] ended by the task itself: no value beyond."""
+    truncated: BoolArray
+    """[N] cut by the time limit: the value of `final_observation` stands for what was cut."""
+    success: BoolArray
+    """[N] the task was done within this chunk."""
+    observation: Observation
+    """At the boundary; of the new episode where the old one ended."""
+    final_index: IntArray
+    """[M] environments whose episode ended in this chunk, ascending."""
+    final_observation: Observation | None
+    """Their last observation, M rows; None when M = 0."""
+    reward_terms: Mapping[str, FloatArray]
+    """Name -> [N, H]; they sum to `reward`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """T chunks in a row for N environments, as collected under one policy version."""
+
+    inputs: Context | Observation
+    """What the decoder is conditioned on, T*N rows (chunk-major): cached contexts while the backbone is frozen, else
+    the observations to encode again."""
+    x: FloatArray
+    """[T, N, H, K] see `FlowTrace`."""
+    x_next: FloatArray
+    """[T, N, H, K]."""
+    step: IntArray
+    """[T, N]."""
+    log_prob: FloatArray
+    """[T, N, H]."""
+    action_mask: BoolArray
+    """[T, N, H, K] valid channels of executed steps."""
+    reward: FloatArray
+    """[T, N, H]."""
+    steps_executed: IntArray
+    """[T, N]."""
+    terminated: BoolArray
+    """[T, N]."""
+    truncated: BoolArray
+    """[T, N]."""
+    success: BoolArray
+    """[T, N]."""
+    value: FloatArray
+    """[T, N] value of the state in which the chunk was chosen."""
+    next_value: FloatArray
+    """[T, N] value of the state it led to: of the final observation where an episode was truncated."""
+    policy_version: int
+    """Version of the weights that acted; one for the whole trajectory."""
+    keys: SeedKeys
+    """Episodes at the first chunk."""
+
+    @property
+    def transitions(self) -> int:
+        """Number of chunk decisions, T * N."""
+        return int(self.value.size)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredTrajectory:
+    """A trajectory with the credit assigned."""
+
+    trajectory: Trajectory
+    advantage: FloatArray
+    """[T, N] as estimated, not normalised."""
+    returns: FloatArray
+    """[T, N] target of the value head."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one pass of the learner over its trajectories did."""
+
+    policy_version: int
+    """Version of the weights it produced."""
+    diagnostics: Mapping[str, float]
+    """Means over minibatches by name, for example `clip_fraction`."""
+    first_ratio_error: float
+    """max |ratio - 1| over the first minibatch pass, before any step: sampler and scorer agree when it is ~0."""
+    seconds: float
+    """Wall time of the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Success on held-out episodes."""
+
+    successes: tuple[bool, ...]
+    """One per episode, ordered by environment then episode: the same order for every policy, so reports pair."""
+    seed: int
+    """Seed of the evaluation's initial states."""
+    success: float
+    """Share of successes."""
+    interval: tuple[float, float]
+    """95 % Wilson interval."""
+    mean_steps: float
+    """Environment steps an episode took on average."""
+    policy_version: int
+    """Version of the weights that were evaluated."""
+
+
+def concatenate(items: list[Observation]) -> Observation:
+    """Stack observations of one embodiment along the environments; shapes must agree."""
+    first = items[0]
+    grounding = None
+    if first.grounding is not None:
+        parts = [o.grounding for o in items if o.grounding is not None]
+        arrays = {f.name: np.concatenate([getattr(g, f.name) for g in parts]) for f in fields(Grounding)[1:]}
+        grounding = Grounding(names=first.grounding.names, **arrays)
+
+    def joined(name: str) -> FloatArray | None:
+        return None if getattr(first, name) is None else np.concatenate([getattr(o, name) for o in items])
+
+    return Observation(
+        images={tag: np.concatenate([o.images[tag] for o in items]) for tag in first.images},
+        instruction=tuple(text for o in items for text in o.instruction),
+        embodiment=first.embodiment,
+        proprioception=joined("proprioception"),
+        privileged=joined("privileged"),
+        grounding=grounding,
+    )
