@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
-from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, Observation, SeedKeys
+from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, ImageArray, Observation, SeedKeys
 
 
 class VectorEnv(ABC):
@@ -18,6 +19,10 @@ class VectorEnv(ABC):
 
     spec: EnvSpec
     num_envs: int
+    filming: bool = False
+    """Whether to keep a picture of every executed step of the next chunks, for environments that can."""
+    filmed: Sequence[ImageArray] = ()
+    """After a filmed chunk: for each environment [F, h, w, 3] of its first view, one per executed step."""
 
     @abstractmethod
     def reset(self, keys: SeedKeys) -> Observation:

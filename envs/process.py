@@ -9,8 +9,10 @@ All workers are sent their part before any answer is awaited. Pipes run between 
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,7 +23,7 @@ from envs.base import VectorEnv, check_keys, used_actions
 from rl_finetune.types import ActionChunk, ChunkOutcome, Observation, SeedKeys, concatenate
 
 ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""Environment of a worker: one process a core, so every library in it keeps to one thread (0: the rasteriser's caller draws)."""
+"""Environment of a worker: one process a core, so every library in it keeps to the one thread (0: the caller draws)."""
 
 
 class WorkerError(RuntimeError):
@@ -48,7 +50,7 @@ class ProcessEnv(VectorEnv):
 
         self.spec, self.num_envs = spec(name, **options), num_envs
         bounds = np.linspace(0, num_envs, workers + 1).astype(int)
-        self._parts = [slice(int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._parts = [slice(int(a), int(b)) for a, b in pairwise(bounds)]
         context = get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
@@ -161,6 +163,7 @@ def _serve(pipe: Connection, name: str, num_envs: int, options: dict[str, Any]) 
     """A worker's life: build, say so, then answer (method, argument) until the pipe closes."""
     from envs import make
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's to handle; it closes the pipe
     try:
         env = make(name, num_envs, **options)
     except Exception as error:

@@ -2,8 +2,8 @@
 
 Two reads of the backbone, both thrown away after supervised training:
 - dense: each visual token says which thing lies within it and where in the token, straight after the vision tower;
-- named: the prompt's last token says where the thing named by the instruction is, where the tool is, and the metric
-  displacement between them.
+- named: the prompt's last token says where every thing is, where the one named by the instruction is, and the metric
+  displacement from the tool to it.
 
 Without them the flow loss alone saw nothing in a thousand steps; with them the tower learns colours in a few hundred.
 """
@@ -32,7 +32,7 @@ class GroundingLabels:
     present: Tensor
     """[N, P] bool: in the scene and inside the picture."""
     named: Tensor
-    """[N, 7] target u, v, tool u, v in -1..1, then displacement x, y, z in units of `METRES`."""
+    """[N, 5] target u, v in -1..1, then displacement x, y, z from the tool in units of `METRES`."""
 
     @classmethod
     def of(cls, observation: Observation, privileged_names: tuple[str, ...]) -> GroundingLabels:
@@ -41,10 +41,10 @@ class GroundingLabels:
         if g is None or state is None:
             raise ValueError("grounding labels: got an observation without them, expected a simulator that gives them")
         rows = np.arange(len(g.points))
-        target, tool = g.points[rows, g.target], g.points[:, -1]
+        target = g.points[rows, g.target]
         column = {name: i for i, name in enumerate(privileged_names)}
         offset = np.stack([state[:, column[f"target_{a}"]] - state[:, column[f"tool_{a}"]] for a in "xyz"], axis=1)
-        named = np.concatenate([2 * target - 1, 2 * tool - 1, offset / METRES], axis=1)
+        named = np.concatenate([2 * target - 1, offset / METRES], axis=1)
         inside = ((g.points >= 0) & (g.points < 1)).all(-1)
         return cls(*map(torch.from_numpy, (g.points, g.present & inside, named.astype(np.float32))))
 
@@ -59,7 +59,8 @@ class GroundingHead(nn.Module):
     def __init__(self, width: int, things: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, 3 * things)
-        self.named = nn.Linear(width, 7)
+        self.everything = nn.Linear(width, 2 * things)
+        self.named = nn.Linear(width, 5)
 
     def dense_loss(self, visual: Tensor, labels: GroundingLabels) -> Tensor:
         """Which token holds each thing (cross-entropy over tokens) and where in it (L1, in token sides).
@@ -80,8 +81,11 @@ class GroundingHead(nn.Module):
         return ((location + place) * weight).sum() / weight.sum()
 
     def named_loss(self, last: Tensor, labels: GroundingLabels) -> Tensor:
-        """L1 error of the named read-out from the last token's state [N, D]."""
-        return (self.named(last) - labels.named).abs().mean()
+        """L1 error of the read-outs from the last token's state [N, D]: every thing present, and the named one."""
+        everything = self.everything(last).unflatten(-1, (-1, 2))
+        error = (everything - (2 * labels.points - 1)).abs().mean(-1)
+        present = labels.present.float()
+        return (error * present).sum() / present.sum() + (self.named(last) - labels.named).abs().mean()
 
     @torch.no_grad()
     def pixel_error(self, last: Tensor, labels: GroundingLabels) -> Tensor:

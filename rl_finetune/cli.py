@@ -30,7 +30,8 @@ examples:
   rl-finetune train run.seed=1 run.folder=runs/seed1  the same with another seed, elsewhere
   rl-finetune train --config control                  the control: configs/control.yaml
   rl-finetune train --resume runs/train               go on after an interruption
-  rl-finetune evaluate policy.adapter=PATH            success of a trained adapter
+  rl-finetune evaluate policy.adapter=runs/train/adapter
+                                                      success of a trained adapter
   rl-finetune show-config train --describe            every setting with its meaning
 
 Settings come from a YAML file and from key=value overrides after it; a file may extend another.
@@ -63,7 +64,7 @@ results: printed, and written as JSON where `output` says.
 
 examples:
   rl-finetune evaluate
-  rl-finetune evaluate policy.adapter=PATH output=after.json
+  rl-finetune evaluate policy.adapter=runs/train/adapter output=after.json
   rl-finetune evaluate shuffle=images          must drop to chance: the policy looks
   rl-finetune evaluate shuffle=instructions    must drop to chance: the policy reads
 

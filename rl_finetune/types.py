@@ -178,6 +178,8 @@ class Trajectory:
     """[T, N] value of the state in which the chunk was chosen."""
     next_value: FloatArray
     """[T, N] value of the state it led to: of the final observation where an episode was truncated."""
+    executed_std: float
+    """What exploration added to executed actions, RMS in action units."""
     policy_version: int
     """Version of the weights that acted; one for the whole trajectory."""
     keys: SeedKeys

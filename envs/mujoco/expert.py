@@ -57,7 +57,7 @@ def expert_chunk(
     tool, target = (_place(observation.privileged, spec, name) for name in ("tool", "target"))
     actions = np.zeros((len(observation), convention.horizon, width), np.float32)
     for env in range(len(observation)):
-        goal, speed = target[env] + [0.0, 0.0, LANDING], SPEED
+        goal, speed = target[env] + np.array([0.0, 0.0, LANDING]), SPEED
         if keys is not None and noise > 0:
             rng = generator(keys.seed, Stream.EXPERT, int(keys.env[env]), int(keys.episode[env]), chunk)
             goal = goal + noise * rng.standard_normal(3).clip(-2, 2)
@@ -76,7 +76,7 @@ def _place(privileged: FloatArray, spec: EnvSpec, thing: str) -> Float64:
 
 def _path(tool: Float64, target: Float64, speed: float, steps: int) -> Float64:
     """Points [steps, 3] that lie `speed` metres apart along the way from tool to target; the last one repeats."""
-    hover = target + [0.0, 0.0, HOVER]
+    hover = target + np.array([0.0, 0.0, HOVER])
     corners = [tool, target]
     if np.hypot(*(tool - target)[:2]) > COLUMN:
         risen = np.array([tool[0], tool[1], max(tool[2], hover[2])])

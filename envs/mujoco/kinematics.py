@@ -62,7 +62,8 @@ def downward_pose(position: Float64) -> Float64:
 def limit_length(vectors: Float64, longest: float) -> Float64:
     """Shorten vectors [..., 3] that are longer than `longest`, keeping their direction."""
     length = np.sqrt((vectors**2).sum(-1, keepdims=True))
-    return vectors * (longest / np.maximum(length, longest))
+    shortened: Float64 = vectors * (longest / np.maximum(length, longest))
+    return shortened
 
 
 def quaternion_from_vector(rotation: Float64) -> Float64:

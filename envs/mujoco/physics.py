@@ -83,10 +83,9 @@ class Physics:
 
     def empty(self, num_envs: int) -> Worlds:
         """Room for the state of `num_envs` worlds; fill it with `place`."""
-        blocks = np.broadcast_to(PARKED, (num_envs, 4, 3)).copy(), np.zeros((num_envs, 4, 4))
         size = mujoco.mj_stateSize(self.model, STATE)
-        vectors = (np.zeros((num_envs, width)) for width in (size, 3, 3, 6))
-        return Worlds(*vectors, *blocks)
+        state, tool, turn, aim = (np.zeros((num_envs, width)) for width in (size, 3, 3, 6))
+        return Worlds(state, tool, turn, aim, np.zeros((num_envs, 4, 3)), np.zeros((num_envs, 4, 4)))
 
     def place(self, worlds: Worlds, env: int, scene: Scene) -> None:
         """Set world `env` to the start of `scene`, at rest."""
@@ -136,9 +135,16 @@ class Physics:
         states = np.empty((n, steps, worlds.state.shape[1]))
         sensors = np.empty((n, steps, self.model.nsensordata))
         self._rollout.rollout(
-            [self.model] * n, [self.data], worlds.state, controls, control_spec=CONTROL, skip_checks=True,
-            nstep=steps, state=states, sensordata=sensors,
-        )  # fmt: skip
+            [self.model] * n,
+            [self.data],
+            worlds.state,
+            controls,
+            control_spec=CONTROL,
+            skip_checks=True,
+            nstep=steps,
+            state=states,
+            sensordata=sensors,
+        )
         return states, sensors
 
 

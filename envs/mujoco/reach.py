@@ -45,14 +45,18 @@ class ReachOptions:
     def __post_init__(self) -> None:
         if self.image_size not in IMAGE_SIZES:
             raise UserError(
-                f"{NAME} has no such picture size", got=self.image_size, expected=f"one of {IMAGE_SIZES}",
+                f"{NAME} has no such picture size",
+                got=self.image_size,
+                expected=f"one of {IMAGE_SIZES}",
                 do="set image_size to one of them",
-            )  # fmt: skip
+            )
         if not FINEST <= self.tolerance < BLOCK_SPACING / 2:
             raise UserError(
-                f"{NAME} cannot use this tolerance", got=self.tolerance, expected=f"{FINEST} <= metres < {BLOCK_SPACING / 2}",
+                f"{NAME} cannot use this tolerance",
+                got=self.tolerance,
+                expected=f"{FINEST} <= metres < {BLOCK_SPACING / 2}",
                 do="choose one that fingertips can meet and that keeps neighbouring blocks apart",
-            )  # fmt: skip
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ def economise(model: mujoco.MjModel, size: int) -> None:
     """Set `model` for cheap square pictures of `size` pixels: no multisampling, coarse curved surfaces.
 
     Vertices are what a software rasteriser spends its time on in small pictures: 28 slices -> 12 and 4 x 4 quads a
-    box face -> 1 halve the time of a picture and change its mean by 0.04 %.
+    box face -> 1 take a picture from 745 to 248 us and change its mean by 0.04 %.
     """
     quality, screen = model.vis.quality, model.vis.global_
     quality.offsamples, quality.numslices, quality.numstacks, quality.numquads = 0, 12, 6, 1
@@ -89,7 +89,8 @@ def _open_screen(size: int) -> _Screen:
     # Taken by name, not through `mujoco.GLContext`: that one is chosen when MuJoCo is first imported, which may have
     # happened before MUJOCO_GL was set.
     backend = "osmesa" if os.environ.get("MUJOCO_GL") == "osmesa" else "egl"
-    return importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+    screen: _Screen = importlib.import_module(f"mujoco.{backend}").GLContext(size, size)
+    return screen
 
 
 def _release(screen: _Screen, context: mujoco.MjrContext) -> None:

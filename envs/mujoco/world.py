@@ -56,6 +56,8 @@ class ReachWorld(VectorEnv):
         actions = used_actions(chunk, self.spec, self.num_envs).astype(np.float64)
         motion = self._physics.advance(self._worlds, actions)
         executed, reached, success = self._judge(motion)
+        if self.filming:
+            self.filmed = self._film(motion, executed)
         self._keep(motion, executed)
         truncated = ~reached & (self._steps >= TIME_LIMIT)
         over = np.flatnonzero(reached | truncated)
@@ -99,6 +101,17 @@ class ReachWorld(VectorEnv):
         worlds.state, worlds.aim = motion.states[rows, last], motion.aims[rows, last]
         worlds.tool, worlds.turn = motion.tools[rows, last], motion.turns[rows, last]
         self._steps = self._steps + executed
+
+    def _film(self, motion: Motion, executed: IntArray) -> list[ImageArray]:
+        """Pictures [F, h, w, 3] of every executed step of each environment."""
+        rows, worlds = np.arange(self.num_envs), self._worlds
+        last, films = worlds.state, []
+        for step in range(HORIZON):
+            worlds.state = motion.states[:, step]
+            worlds.tool = motion.tools[:, step]
+            films.append(self._draw_pictures(rows))
+        worlds.state = last
+        return [np.stack([film[env] for film in films[: executed[env]]]) for env in rows]
 
     def _restart(self, over: IntArray) -> None:
         assert self._keys is not None
@@ -154,7 +167,5 @@ def _privileged(tool: np.ndarray, tops: np.ndarray, present: BoolArray, target: 
 
 def _at_last_step(success: BoolArray, executed: IntArray) -> FloatArray:
     """Reward [N, H]: one at the step that succeeded."""
-    return (success[:, None] & (np.arange(HORIZON) == executed[:, None] - 1)).astype(np.float32)
-
-
-
+    reward: FloatArray = (success[:, None] & (np.arange(HORIZON) == executed[:, None] - 1)).astype(np.float32)
+    return reward

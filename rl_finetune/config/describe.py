@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -43,7 +43,7 @@ def walk(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo
             yield from walk(get_args(inner)[0], f"{prefix}{name}.N.")
 
 
-def is_section(annotation: Any) -> bool:
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     """Whether an annotation is a section of settings."""
     return isinstance(annotation, type) and issubclass(annotation, Section)
 

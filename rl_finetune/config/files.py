@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -22,25 +22,27 @@ _CORE_SCHEMA = (
     ("int", r"[-+]?(?:0|[1-9][0-9_]*)", list("-+0123456789")),
     (
         "float",
-        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        r"[-+]?(?:(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+)",
         list("-+.0123456789"),
     ),
     ("merge", r"<<", ["<"]),
 )
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2 scalars: `5e-4` is a number, `yes` and `2024-01-01` are text, a key may stand only once."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} stands twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep=deep)
+            name = str(key.value)
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"key {name!r} stands twice", problem_mark=key.start_mark)
+            seen.add(name)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
 for _tag, _pattern, _first in _CORE_SCHEMA:
@@ -101,13 +103,13 @@ def apply(tree: Tree, overrides: Sequence[str]) -> Tree:
 def parse(text: str, *, where: str) -> Any:
     """The value of one piece of YAML; `where` names it in the error."""
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(
             f"{where} is not valid YAML",
-            got=problem + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""),
+            got=" ".join(str(problem).split()) + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""),
             expected="YAML",
             do="correct the text there; quote strings with special characters",
         ) from error
@@ -118,8 +120,8 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     result = {key: _copy(value) for key, value in under.items()}
     for key, value in over.items():
         below = result.get(key)
-        both = isinstance(below, dict) and isinstance(value, Mapping)
-        result[key] = merge(below, value) if both else _copy(value)
+        mappings = isinstance(below, dict) and isinstance(value, Mapping)
+        result[key] = merge(below or {}, value) if mappings else _copy(value)
     return result
 
 

@@ -31,4 +31,6 @@ def load(kind: type[Config], file: str | Path | None = None, overrides: Sequence
 
 def dump(config: Section) -> str:
     """The config as YAML that `load` reads back to an equal config."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+    plain = config.model_dump(mode="json")
+    text: str = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
+    return text

@@ -104,7 +104,7 @@ def _lookup(kind: type[Section], loc: Iterable[int | str]) -> tuple[type[Section
         if section is None or key not in section.model_fields:
             return None, field
         field = section.model_fields[key]
-        inner = field.annotation
+        inner: Any = field.annotation
         if get_origin(inner) is list:
             inner = get_args(inner)[0]
         section = inner if is_section(inner) else None

@@ -48,6 +48,8 @@ class RolloutSection(Section):
     """a of Flow-SDE's sigma = a sqrt(tau / (1 - tau))."""
     sde_step: int | None = Field(None, ge=0)
     """Denoising step that is stochastic; null draws one per sample."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of each actor."""
 
 
 class LoraSection(Section):
@@ -124,8 +126,10 @@ class LearnerSection(Section):
 
     num_learners: int = Field(2, ge=1)
     """Data-parallel learner processes."""
-    zero_stage: Literal[0, 1, 2] = 2
+    zero_stage: Literal[1, 2] = 2
     """ZeRO stage. Stage 3 is left out: its weights cannot be published to the actors while sharded."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of each learner."""
     threads: int = Field(1, ge=1)
     """CPU threads of each learner."""
 

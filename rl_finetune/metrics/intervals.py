@@ -60,7 +60,7 @@ def paired_gain(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) 
     """
     n = len(before)
     if n == 0 or len(after) != n:
-        raise ValueError(f"episodes to pair: got {n} before and {len(after)} after; expected the same number, at least 1")
+        raise ValueError(f"episodes to pair: got {n} before, {len(after)} after; expected as many, at least 1")
     won = sum(not b and bool(a) for b, a in zip(before, after, strict=True))
     lost = sum(bool(b) and not a for b, a in zip(before, after, strict=True))
     p, q = (won + 1) / (n + 2), (lost + 1) / (n + 2)

@@ -77,6 +77,7 @@ class QwenVLAConfig:
             hidden_size=128,
             intermediate_size=256,
             num_hidden_layers=4,
+            layer_types=["linear_attention", "full_attention"] * 2,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=32,

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from rl_finetune.errors import UserError
 from rl_finetune.policy import normalisation
-from rl_finetune.policy.backbone import Backbone, build_backbone, load_backbone, save_backbone
 from rl_finetune.policy.config import QwenVLAConfig
 from rl_finetune.policy.decoder import ActionDecoder, Prepared
 from rl_finetune.policy.hub import local_folder
@@ -31,6 +30,9 @@ from rl_finetune.policy.normalisation import Quantiles, channel_mask
 from rl_finetune.policy.sampler import FlowSDE, Transition, draw_noise, sample_flow_sde, sample_ode, score
 from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import ActionChunk, Context, IntArray, Observation, SeedKeys
+
+if TYPE_CHECKING:
+    from rl_finetune.policy.backbone import Backbone
 
 WEIGHTS_FILE = "model.safetensors"
 BACKBONE_FOLDER = "backbone"
@@ -59,9 +61,14 @@ class TorchContext:
 
 
 class QwenVLAPolicy(nn.Module):
-    """A vision-language-action policy for every embodiment in its config."""
+    """A vision-language-action policy for every embodiment in its config.
 
-    def __init__(self, config: QwenVLAConfig, backbone: Backbone, quantiles: dict[str, Quantiles]) -> None:
+    `backbone` is None in a learner that is fed cached contexts: with a frozen backbone it needs no 9 GB of it.
+    """
+
+    backbone: Backbone | None
+
+    def __init__(self, config: QwenVLAConfig, backbone: Backbone | None, quantiles: dict[str, Quantiles]) -> None:
         super().__init__()
         self.config = config
         self.backbone = backbone
@@ -74,16 +81,21 @@ class QwenVLAPolicy(nn.Module):
     @classmethod
     def build(cls, config: QwenVLAConfig, tokenizer: Any, quantiles: dict[str, Quantiles]) -> QwenVLAPolicy:
         """Freshly initialised weights; the caller seeds torch."""
+        from rl_finetune.policy.backbone import build_backbone
+
         backbone = build_backbone(config.backbone, tokenizer, config.max_context_tokens, getattr(torch, config.dtype))
         return cls(config, backbone, quantiles)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, backbone: str | None = None) -> QwenVLAPolicy:
+    def from_pretrained(
+        cls, path: str | Path, backbone: str | None = None, *, with_backbone: bool = True
+    ) -> QwenVLAPolicy:
         """Load a policy from a local folder or a hub id.
 
         Args:
             path: folder written by `save_pretrained`, or hub id of such a folder.
             backbone: another folder or hub id for the backbone.
+            with_backbone: False leaves the backbone (and transformers) out.
 
         Raises:
             UserError: missing, truncated or of another shape; nothing is half-loaded.
@@ -91,14 +103,17 @@ class QwenVLAPolicy(nn.Module):
         folder = local_folder(path)
         config = QwenVLAConfig.load(folder)
         quantiles = normalisation.load(folder)
-        views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
-        source = backbone or str(folder / BACKBONE_FOLDER)
-        model = cls(config, load_backbone(source, config.max_context_tokens, getattr(torch, config.dtype), views), quantiles)
+        loaded = _load_backbone(config, backbone or str(folder / BACKBONE_FOLDER)) if with_backbone else None
+        model = cls(config, loaded, quantiles)
         model._load_heads(folder / WEIGHTS_FILE)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the layout described in the module's header into `folder` (made if missing)."""
+        from rl_finetune.policy.backbone import save_backbone
+
+        if self.backbone is None:
+            raise ValueError("a policy without its backbone cannot be saved whole; save its adapters")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save(folder)
@@ -124,6 +139,8 @@ class QwenVLAPolicy(nn.Module):
 
     def encode(self, observation: Observation) -> TorchContext:
         """Run the backbone: the costly part, reusable while the backbone is frozen."""
+        if self.backbone is None:
+            raise ValueError("this policy was loaded without its backbone; it can only use cached contexts")
         inputs = self.backbone.tokenise(observation, self.body(observation.embodiment))
         return TorchContext(self.backbone(inputs).float(), inputs.mask, inputs.positions)
 
@@ -163,11 +180,17 @@ class QwenVLAPolicy(nn.Module):
 
     @torch.no_grad()
     def act(
-        self, context: TorchContext, keys: SeedKeys, chunk: IntArray, body: EmbodimentSpec, temperature: float
+        self,
+        context: TorchContext,
+        keys: SeedKeys,
+        chunk: IntArray,
+        body: EmbodimentSpec,
+        temperature: float,
+        num_steps: int | None = None,
     ) -> ActionChunk:
-        """Evaluate: the ODE from initial noise scaled by `temperature`."""
+        """Evaluate: the ODE from initial noise scaled by `temperature`, in `num_steps` Euler steps (the policy's own)."""
         horizon, width = body.action.horizon, self.config.decoder.action_width
-        law = FlowSDE(self.config.num_steps)
+        law = FlowSDE(num_steps or self.config.num_steps)
         noise = draw_noise(keys, chunk, horizon, width, law)
         prepared = self.prepare(context, horizon)
         x = sample_ode(lambda x, tau: self.decoder(prepared, x, tau), noise.start * temperature, law.num_steps)
@@ -204,6 +227,13 @@ class QwenVLAPolicy(nn.Module):
         with torch.no_grad():
             for key, tensor in want.items():
                 tensor.copy_(state[key])
+
+
+def _load_backbone(config: QwenVLAConfig, source: str) -> Backbone:
+    from rl_finetune.policy.backbone import load_backbone
+
+    views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
+    return load_backbone(source, config.max_context_tokens, getattr(torch, config.dtype), views)
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,0 +1,97 @@
+"""The remote actor: one process with its share of the environments, a renderer and a copy of the policy.
+
+A thin shell over `rollout.collect` and `Player`, in the shape that RLlib's fault-tolerant EnvRunner group wants.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import ray
+from gymnasium import spaces
+from ray.rllib.env.env_runner import EnvRunner
+
+from actors import rollout
+from actors.evaluator import EpisodeResults
+from actors.film import Film
+from actors.player import Player
+from rl_finetune.config.schema import TrainConfig
+from rl_finetune.policy import FlowSDE
+from rl_finetune.policy.adapters import add_adapters, load_trained_state
+from rl_finetune.types import IntArray, SeedKeys, Trajectory
+from rl_finetune.weights import TrainedWeights
+
+JOB_KEY = "job"
+"""Key of the whole `TrainConfig` (as a mapping) in RLlib's env_config."""
+
+
+class FlowEnvRunner(EnvRunner):
+    """Collects trajectories, plays held-out episodes and films, always under one whole version of the weights."""
+
+    def __init__(self, *, config: Any, **kwargs: Any) -> None:
+        super().__init__(config=config, **kwargs)
+        self.job = TrainConfig.model_validate(config.env_config[JOB_KEY])
+        self.env_ids = shares(self.job.env.num_envs, self.num_workers)[self.worker_index - 1]
+        self.player = Player(self.job.policy, self.job.env, self.job.evaluation, len(self.env_ids))
+        self.player.policy = add_adapters(self.player.policy, self.job.lora, seed=self.job.run.seed).eval()
+        self.version = 0
+        settings = self.job.rollout
+        self.law = FlowSDE(settings.denoising_steps, settings.noise_level, settings.sde_step)
+
+    def sample(self, *, round_number: int = 0, **_: Any) -> Trajectory:
+        """One round from fresh episodes; their numbers leave room for those begun within earlier rounds."""
+        chunks = self.job.rollout.chunks
+        episode = np.full(len(self.env_ids), round_number * chunks, np.int64)
+        return rollout.collect(
+            self.player.policy,
+            self.player.env,
+            SeedKeys(self.job.run.seed, self.env_ids, episode),
+            chunks=chunks,
+            body=self.player.body,
+            law=self.law,
+            cache_contexts="backbone" not in self.job.lora.parts,
+            policy_version=self.version,
+        )
+
+    def play(self, episodes: IntArray) -> EpisodeResults:
+        """Held-out episodes by number [M], under the present weights."""
+        return self.player.play(episodes)
+
+    def film(self, episodes: IntArray) -> list[Film]:
+        """The same held-out episodes, frame by frame."""
+        return self.player.film(episodes)
+
+    def process_id(self) -> int:
+        """Operating-system process, for the record and for fault injection."""
+        return os.getpid()
+
+    def assert_healthy(self) -> None:
+        """Raise unless construction went through."""
+        assert self.player is not None
+
+    def get_spaces(self) -> dict[str, tuple[spaces.Space, spaces.Space]]:
+        """Placeholders: this project's records travel outside RLlib's spaces."""
+        box = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        return {"__env__": (box, box), "default_policy": (box, box)}
+
+    def get_state(self, *_: Any, **__: Any) -> dict[str, int]:
+        """Version of the weights in use."""
+        return {"version": self.version}
+
+    def set_state(self, state: Any, **_: Any) -> None:
+        """Take over published weights after their checksum has been verified; anything else is ignored."""
+        weights = ray.get(state) if isinstance(state, ray.ObjectRef) else state
+        if isinstance(weights, TrainedWeights):
+            load_trained_state(self.player.policy, weights.verified().tensors)
+            self.version = weights.version
+
+    def stop(self) -> None:
+        """Close the renderer."""
+        self.player.close()
+
+
+def shares(num_envs: int, num_actors: int) -> list[IntArray]:
+    """Global numbers of the environments that each actor holds."""
+    return np.array_split(np.arange(num_envs, dtype=np.int64), num_actors)

@@ -1,0 +1,53 @@
+"""Film whole episodes step by step, for people to look at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from envs import VectorEnv
+from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.spec import handshake
+from rl_finetune.types import ImageArray, SeedKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Film:
+    """One episode in pictures."""
+
+    frames: ImageArray
+    """[F, h, w, 3] uint8: the first observation, then one after each environment step."""
+    instruction: str
+    """Task in words."""
+    success: bool
+    """Whether it was done."""
+    episode: int
+    """Number of the held-out episode."""
+
+
+@torch.no_grad()
+def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temperature: float) -> list[Film]:
+    """Play the episodes `keys` [N] with the ODE sampler and keep every step's picture of the first view.
+
+    Environments that cannot film (`VectorEnv.filming`) give the pictures of chunk boundaries only.
+    """
+    body = handshake(policy.config.embodiments, env.spec)
+    env.filming = True
+    observation = env.reset(keys)
+    view = env.spec.embodiment.views[0]
+    frames = [[picture[None]] for picture in observation.images[view]]
+    instructions, success = observation.instruction, np.zeros(len(keys), bool)
+    running, chunk = np.ones(len(keys), bool), np.zeros(len(keys), np.int64)
+    while running.any():
+        outcome = env.step_chunk(policy.act(policy.encode(observation), keys, chunk, body, temperature))
+        for i in np.flatnonzero(running):
+            frames[i].append(env.filmed[i] if env.filmed else outcome.observation.images[view][i][None])
+        success |= outcome.success & running
+        running &= ~(outcome.terminated | outcome.truncated)
+        chunk, observation = chunk + 1, outcome.observation
+    return [
+        Film(np.concatenate(parts), text, bool(done), int(number))
+        for parts, text, done, number in zip(frames, instructions, success, keys.env, strict=True)
+    ]

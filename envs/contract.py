@@ -1,0 +1,272 @@
+"""What any vectorised environment must keep to, as checks that a user's own environment can run.
+
+    from envs import contract
+    contract.check(env)          # raises ContractError in plain words, or returns
+
+The checks play a few episodes with random actions and one with none; they leave the environment open.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, fields, is_dataclass
+
+import numpy as np
+
+from envs.base import VectorEnv
+from rl_finetune.errors import UserError
+from rl_finetune.types import ActionChunk, ChunkOutcome, IntArray, Observation, SeedKeys
+
+SEED = 20_240
+PADDING = 3
+"""Channels beyond the body's own in the chunks that are tried: an environment must take padded actions."""
+
+
+class ContractError(AssertionError):
+    """An environment breaks the contract; the message says which rule and where."""
+
+
+def check(
+    env: VectorEnv, *, make: Callable[[int], VectorEnv] | None = None, scale: float = 0.03, chunks: int = 3
+) -> None:
+    """Run every check on `env`.
+
+    Args:
+        env: the environment, freshly made or used.
+        make: number of environments -> a second one with the same options; adds the check that an environment alone
+            does what it does in a batch.
+        scale: standard deviation of the random actions, in the environment's units.
+        chunks: random chunks in each run.
+
+    Raises:
+        ContractError: a rule is broken.
+    """
+    keys = SeedKeys(SEED, np.arange(env.num_envs, dtype=np.int64), np.zeros(env.num_envs, np.int64))
+    actions = [_random_chunk(env, scale, number) for number in range(chunks)]
+    run = _play(env, keys, actions)
+    for outcome in run.outcomes:
+        _check_outcome(env, outcome)
+    _check_same(run, _play(env, keys, actions), "the same keys and actions gave a different run the second time")
+    _check_slots(env, keys, actions, run)
+    if make is not None:
+        _check_alone(make, keys, actions, run)
+    _check_not_reused(env, keys, actions)
+    _check_time_limit(env, keys)
+    _check_refusals(env, keys)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    first: Observation
+    outcomes: list[ChunkOutcome]
+
+
+def _random_chunk(env: VectorEnv, scale: float, number: int) -> ActionChunk:
+    """Noise that depends on the environment's number alone, as a batch-independent policy's would."""
+    convention = env.spec.embodiment.action
+    rows = [np.random.default_rng((number, row)) for row in range(env.num_envs)]
+    shape = (convention.horizon, convention.channels + PADDING)
+    return _chunk(env, np.stack([scale * rng.standard_normal(shape) for rng in rows]))
+
+
+def _chunk(env: VectorEnv, actions: np.ndarray) -> ActionChunk:
+    mask = np.zeros(actions.shape, bool)
+    mask[..., : env.spec.embodiment.action.channels] = True
+    return ActionChunk((actions * mask).astype(np.float32), mask)
+
+
+def _play(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]) -> _Run:
+    first = env.reset(keys)
+    _check_observation(env, first, env.num_envs)
+    return _Run(deepcopy(first), [deepcopy(env.step_chunk(chunk)) for chunk in actions])
+
+
+def _require(holds: bool | np.bool_, rule: str) -> None:
+    if not holds:
+        raise ContractError(rule)
+
+
+def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: type) -> None:
+    _require(isinstance(array, np.ndarray), f"{name} must be a numpy array, got {type(array).__name__}")
+    assert isinstance(array, np.ndarray)
+    _require(array.shape == shape, f"{name} must have shape {shape}, got {array.shape}")
+    _require(array.dtype == dtype, f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
+    _require(bool(np.isfinite(array).all()), f"{name} must be finite")
+
+
+def _check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
+    """Shapes, types, views and labels of an observation of `rows` environments."""
+    body, size = env.spec.embodiment, env.spec.image_size
+    _require(seen.embodiment == body.tag, f"observation.embodiment must be {body.tag!r}, got {seen.embodiment!r}")
+    _require(set(seen.images) == set(body.views), f"images must be {body.views}, got {tuple(seen.images)}")
+    for tag, image in seen.images.items():
+        _check_array(f"image {tag!r}", image, (rows, size, size, 3), np.uint8)
+        _require(rows == 0 or image.std() > 1, f"image {tag!r} is one flat colour: nothing was drawn")
+    _require(len(seen.instruction) == rows, f"instruction must have {rows} entries, got {len(seen.instruction)}")
+    _require(all(seen.instruction), "instruction must not be empty")
+    names = env.spec.privileged
+    _require((seen.privileged is None) == (not names), "privileged state and spec.privileged must come together")
+    if seen.privileged is not None:
+        _check_array("privileged", seen.privileged, (rows, len(names)), np.float32)
+    if seen.grounding is not None:
+        labels = seen.grounding
+        _check_array("grounding.points", labels.points, (rows, len(labels.names), 2), np.float32)
+        _check_array("grounding.present", labels.present, (rows, len(labels.names)), np.bool_)
+        _check_array("grounding.target", labels.target, (rows,), np.int64)
+        named = labels.present[np.arange(rows), labels.target]
+        _require(bool(named.all()), "grounding.target must be a thing that is present")
+
+
+def _check_outcome(env: VectorEnv, out: ChunkOutcome) -> None:
+    n, horizon = env.num_envs, env.spec.embodiment.action.horizon
+    _check_array("reward", out.reward, (n, horizon), np.float32)
+    _check_array("steps_executed", out.steps_executed, (n,), np.int64)
+    for name in ("terminated", "truncated", "success"):
+        _check_array(name, getattr(out, name), (n,), np.bool_)
+    _require(bool(((out.steps_executed >= 1) & (out.steps_executed <= horizon)).all()), "steps_executed must be 1..H")
+    over = out.terminated | out.truncated
+    stopped = out.steps_executed < horizon
+    _require(not (stopped & ~over).any(), "a chunk stopped early although no episode ended")
+    after = np.arange(horizon) >= out.steps_executed[:, None]
+    _require(not out.reward[after].any(), "reward must be zero after the episode ended")
+    _require(not (out.terminated & out.truncated).any(), "an episode is terminated or truncated, never both")
+    _require(not (out.success & out.truncated).any(), "a truncated episode cannot be a success")
+    _require(bool(out.reward_terms), "reward_terms must name at least one term")
+    for name, term in out.reward_terms.items():
+        _check_array(f"reward term {name!r}", term, (n, horizon), np.float32)
+    total = np.sum(list(out.reward_terms.values()), axis=0)
+    _require(np.allclose(total, out.reward, atol=1e-5), "reward_terms must sum to reward")
+    _check_observation(env, out.observation, n)
+    _check_final(env, out, np.flatnonzero(over))
+
+
+def _check_final(env: VectorEnv, out: ChunkOutcome, over: IntArray) -> None:
+    _require(
+        np.array_equal(out.final_index, over),
+        f"final_index must list the finished environments {over.tolist()} ascending, got {out.final_index.tolist()}",
+    )
+    _require(
+        (out.final_observation is None) == (len(over) == 0),
+        "final_observation must be there when an episode ended, and None otherwise",
+    )
+    if out.final_observation is not None:
+        _check_observation(env, out.final_observation, len(over))
+
+
+def _differences(left: object, right: object, path: str) -> Iterator[str]:
+    """Names of the fields in which two records differ, bit for bit."""
+    if is_dataclass(left) and type(left) is type(right):
+        for field in fields(left):
+            yield from _differences(getattr(left, field.name), getattr(right, field.name), f"{path}.{field.name}")
+    elif isinstance(left, np.ndarray):
+        if not (isinstance(right, np.ndarray) and np.array_equal(left, right)):
+            yield path
+    elif isinstance(left, dict) and isinstance(right, dict) and set(left) == set(right):
+        for key in left:
+            yield from _differences(left[key], right[key], f"{path}[{key!r}]")
+    elif left != right:
+        yield path
+
+
+def _check_same(one: _Run, two: _Run, rule: str) -> None:
+    for number, (left, right) in enumerate(zip(one.outcomes, two.outcomes, strict=True)):
+        different = list(_differences(left, right, f"chunk {number}"))
+        _require(not different, f"{rule}: {different}")
+    different = list(_differences(one.first, two.first, "reset"))
+    _require(not different, f"{rule}: {different}")
+
+
+def _check_slots(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk], run: _Run) -> None:
+    """Reverse the environments: each must do what it did, wherever it sits and whoever sits beside it."""
+    back = np.arange(env.num_envs)[::-1].copy()
+    turned = [ActionChunk(chunk.actions[back], chunk.mask[back]) for chunk in actions]
+    other = _play(env, keys.rows(back), turned)
+    for mine, place in enumerate(back):
+        _check_row(run, mine, other, int(place), "an episode depends on its place in the batch")
+
+
+def _check_alone(make: Callable[[int], VectorEnv], keys: SeedKeys, actions: list[ActionChunk], run: _Run) -> None:
+    row = len(keys) - 1
+    only = slice(row, row + 1)
+    with make(1) as single:
+        alone = _play(single, keys.rows(only), [ActionChunk(c.actions[only], c.mask[only]) for c in actions])
+    _check_row(run, row, alone, 0, "an environment alone does something else than in a batch")
+
+
+def _check_row(one: _Run, row: int, two: _Run, place: int, rule: str) -> None:
+    """Compare environment `row` of one run with environment `place` of another."""
+    _same_rows(one.first, row, two.first, place, f"{rule}: reset, environment {row}")
+    for number, (left, right) in enumerate(zip(one.outcomes, two.outcomes, strict=True)):
+        for name in ("reward", "steps_executed", "terminated", "truncated", "success"):
+            same = np.array_equal(getattr(left, name)[row], getattr(right, name)[place])
+            _require(same, f"{rule}: {name}, chunk {number}, environment {row}")
+        _same_rows(left.observation, row, right.observation, place, f"{rule}: chunk {number}, environment {row}")
+
+
+def _same_rows(left: Observation, row: int, right: Observation, place: int, rule: str) -> None:
+    a, b = left.rows(np.array([row])), right.rows(np.array([place]))
+    different = list(_differences(a, b, "observation"))
+    _require(not different, f"{rule}: {different}")
+
+
+def _check_not_reused(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]) -> None:
+    first = env.reset(keys)
+    outcome = env.step_chunk(actions[0])
+    before = deepcopy((first, outcome))
+    env.step_chunk(actions[1])
+    for kept, copy in zip((first, outcome), before, strict=True):
+        different = list(_differences(copy, kept, type(kept).__name__))
+        _require(
+            not different, f"an earlier record changed when the next chunk was stepped (reused buffer): {different}"
+        )
+
+
+def _check_time_limit(env: VectorEnv, keys: SeedKeys) -> None:
+    """Do nothing until every first episode is over; then compare the restarted episodes with a plain reset to them."""
+    convention, limit = env.spec.embodiment.action, env.spec.time_limit
+    nothing = _chunk(env, np.zeros((env.num_envs, convention.horizon, convention.channels + PADDING)))
+    env.reset(keys)
+    steps, open_ = np.zeros(env.num_envs, np.int64), np.ones(env.num_envs, bool)
+    restarted: dict[int, tuple[Observation, Observation]] = {}
+    cut = False
+    while open_.any():
+        out = env.step_chunk(nothing)
+        _check_outcome(env, out)
+        steps += np.where(open_, out.steps_executed, 0)
+        _require(bool((steps <= limit).all()), f"an episode outlived the time limit of {limit} steps")
+        _require(not (open_ & (steps == limit) & ~(out.terminated | out.truncated)).any(), "no end at the time limit")
+        _require(bool((steps[open_ & out.truncated] == limit).all()), f"truncated before the time limit of {limit}")
+        cut |= bool((open_ & out.truncated).any())
+        for row, env_row in enumerate(out.final_index):
+            if open_[env_row]:
+                final = out.final_observation
+                assert final is not None
+                fresh = out.observation.rows(np.array([env_row]))
+                restarted[int(env_row)] = (deepcopy(final.rows(np.array([row]))), deepcopy(fresh))
+        open_ &= ~(out.terminated | out.truncated)
+    _require(cut, "doing nothing never ran into the time limit")
+    _check_restarts(env, keys, restarted)
+
+
+def _check_restarts(env: VectorEnv, keys: SeedKeys, restarted: dict[int, tuple[Observation, Observation]]) -> None:
+    following = env.reset(SeedKeys(keys.seed, keys.env, keys.episode + 1))
+    for row, (final, fresh) in restarted.items():
+        _same_rows(following, row, fresh, 0, f"environment {row} did not restart with the next episode number")
+        changed = any(True for _ in _differences(final, fresh, ""))
+        _require(changed, f"final_observation of environment {row} is that of the next episode, not the last one")
+
+
+def _check_refusals(env: VectorEnv, keys: SeedKeys) -> None:
+    """Actions that are not finite, or of the wrong horizon, must be refused rather than executed."""
+    env.reset(keys)
+    convention = env.spec.embodiment.action
+    bad = np.zeros((env.num_envs, convention.horizon, convention.channels), np.float32)
+    bad[-1, 0, 0] = np.nan
+    short = np.zeros((env.num_envs, convention.horizon - 1, convention.channels), np.float32)
+    for actions, what in ((bad, "a NaN action"), (short, "a chunk of the wrong horizon")):
+        try:
+            env.step_chunk(ActionChunk(actions, np.ones(actions.shape, bool)))
+        except (UserError, ValueError):
+            continue
+        raise ContractError(f"{what} was executed instead of refused")

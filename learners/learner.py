@@ -1,0 +1,106 @@
+"""The remote learner: a policy's trainable parts under DeepSpeed, one Ray actor a rank.
+
+RLlib's LearnerGroup is not used: it does not recover a dead learner and asks one learner only for its checkpoint, so the
+ZeRO shards of the others would be missing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from learners.endpoint import Rendezvous, offer_tcp
+from learners.engine import Engine, join
+from learners.objectives import OBJECTIVES
+from learners.update import run_update
+from rl_finetune.config.schema import TrainConfig
+from rl_finetune.policy import FlowSDE, QwenVLAPolicy
+from rl_finetune.policy.adapters import (
+    add_adapters, load_adapters, merge_adapters, restore_adapters, save_adapters, trained_state,
+)  # fmt: skip
+from rl_finetune.types import ScoredTrajectory, UpdateReport
+from rl_finetune.weights import TrainedWeights
+
+
+class Learner:
+    """Turns scored trajectories into new weights. Every rank calls every method in the same order."""
+
+    def __init__(self, job: dict[str, object], rank: int, world: int) -> None:
+        self.job = TrainConfig.model_validate(job)
+        self.rank, self.world, self.version = rank, world, 0
+        torch.set_num_threads(self.job.learner.threads)
+        self.policy = self._build_policy()
+        rollout = self.job.rollout
+        self.law = FlowSDE(rollout.denoising_steps, rollout.noise_level, rollout.sde_step)
+
+    def offer(self) -> Rendezvous:
+        """A meeting point on this machine, for a cluster."""
+        return offer_tcp()
+
+    def join(self, rendezvous: Rendezvous) -> None:
+        """Meet the other ranks and put the trainable parts under ZeRO."""
+        join(self.rank, self.world, rendezvous)
+        groups = {
+            "actor": [p for n, p in self.policy.named_parameters() if p.requires_grad and not n.startswith("value_head")],
+            "value": list(self.policy.value_head.parameters()),
+        }
+        micro, stage = self.job.ppo.minibatch // self.world, self.job.learner.zero_stage
+        self.engine = Engine(self.policy, groups, self.job.optimizer, zero_stage=stage, micro_batch=micro)
+
+    def update(self, scored: list[ScoredTrajectory], progress: float) -> UpdateReport:
+        """One update at `progress` 0..1 of the run (for the schedule); the weights' version goes up by one."""
+        self.engine.set_lr(self.rates(progress))
+        norms: list[float] = []
+
+        def optimise(loss: torch.Tensor) -> None:
+            self.engine.step(loss)
+            norms.append(self.engine.grad_norm)
+
+        report = run_update(
+            self.policy, scored, objective=OBJECTIVES["ppo"], optimise=optimise, config=self.job.ppo, law=self.law,
+            seed=self.job.run.seed, version=self.version, rank=self.rank, world=self.world,
+        )  # fmt: skip
+        self.version = report.policy_version
+        extra = {"grad_norm": sum(norms) / len(norms), "actor_lr": self.rates(progress)["actor"]}
+        return UpdateReport(report.policy_version, {**report.diagnostics, **extra}, report.first_ratio_error, report.seconds)
+
+    def rates(self, progress: float) -> dict[str, float]:
+        """Learning rates at that share of the run."""
+        factor = 0.5 * (1 + math.cos(math.pi * progress)) if self.job.optimizer.schedule == "cosine" else 1.0
+        return {"actor": self.job.optimizer.actor_lr * factor, "value": self.job.optimizer.value_lr}
+
+    def weights(self) -> TrainedWeights:
+        """What the actors need: adapters and heads, sealed."""
+        return TrainedWeights.of(self.version, trained_state(self.policy))
+
+    def save(self, folder: str) -> None:
+        """Write this rank's optimizer shard; rank 0 also writes adapters and value head."""
+        self.engine.save_shard(Path(folder) / shard_name(self.rank))
+        if self.rank == 0:
+            save_adapters(self.policy, Path(folder) / "adapter")
+
+    def restore(self, folder: str, version: int) -> None:
+        """Take over what `save` wrote."""
+        restore_adapters(self.policy, Path(folder) / "adapter")
+        self.engine.load_shard(Path(folder) / shard_name(self.rank))
+        self.version = version
+
+    def process_id(self) -> int:
+        """Operating-system process, for the record."""
+        return os.getpid()
+
+    def _build_policy(self) -> QwenVLAPolicy:
+        source = self.job.policy
+        encodes = "backbone" in self.job.lora.parts
+        policy = QwenVLAPolicy.from_pretrained(source.path, source.backbone, with_backbone=encodes)
+        if source.adapter is not None:
+            policy = merge_adapters(load_adapters(policy, Path(source.adapter)))
+        return add_adapters(policy, self.job.lora, seed=self.job.run.seed)
+
+
+def shard_name(rank: int) -> str:
+    """File of one rank's optimizer state."""
+    return f"optimizer-rank-{rank}.safetensors"

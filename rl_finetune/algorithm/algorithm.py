@@ -1,0 +1,198 @@
+"""The loop, as an RLlib Algorithm.
+
+    actors            collect ----Trajectory----> score --ScoredTrajectory--> learners update
+       ^  (all runners play one round                (driver)                    | (all ranks, ZeRO)
+       |   under one version; the driver                                         |
+       |   waits for every living one)                                           v
+       +---------------- publish <---TrainedWeights (adapter, heads)-------------+
+                         (the driver waits until every living runner has it)
+
+A runner that dies costs its share of one round: the others' trajectories are used, Ray restarts it, and it gets the
+present weights before it plays again. RLlib brings Tune, the fault-tolerant runner group and the training iteration.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+
+from actors.env_runner import JOB_KEY, FlowEnvRunner
+from actors.evaluator import EpisodeResults
+from actors.film import Film
+from learners.advantages import score
+from rl_finetune.algorithm.learners import Learners
+from rl_finetune.algorithm.summary import Clock, iteration_row
+from rl_finetune.checkpoint import RunState, load_state
+from rl_finetune.config.schema import TrainConfig
+from rl_finetune.metrics.rows import IterationRow
+from rl_finetune.types import Trajectory
+from rl_finetune.weights import TrainedWeights
+
+T = TypeVar("T")
+RECENT = 512
+"""Latest training episodes in the rolling success rate."""
+RESTART_PATIENCE = 300.0
+"""Seconds to wait for a runner when none is left."""
+
+
+class FlowRLConfig(AlgorithmConfig):
+    """RLlib's side of a `TrainConfig`: how many runners, and that lost ones are restarted."""
+
+    def __init__(self, algo_class: type[Algorithm] | None = None) -> None:
+        super().__init__(algo_class=algo_class or FlowRL)
+        self.env_runner_cls = FlowEnvRunner
+        self.enable_rl_module_and_learner = False
+        self._dont_auto_sync_env_runner_states = True
+
+    @classmethod
+    def from_job(cls, job: TrainConfig) -> FlowRLConfig:
+        """For one run."""
+        config = cls()
+        config.environment(env_config={JOB_KEY: job.model_dump()}, disable_env_checking=True)
+        config.env_runners(
+            num_env_runners=job.rollout.num_actors,
+            num_cpus_per_env_runner=0.5,
+            num_gpus_per_env_runner=job.rollout.gpus,
+            create_local_env_runner=False,
+            validate_env_runners_after_construction=True,
+        )
+        config.fault_tolerance(restart_failed_env_runners=True, env_runner_health_probe_timeout_s=1.0)
+        config.framework("torch")
+        return config
+
+    def _validate_new_api_stack_settings(self) -> None:
+        """RLlib insists that new-style runners come with its own learner; this project brings DeepSpeed ones."""
+
+
+class FlowRL(Algorithm):
+    """Collect, score, update, publish, judge."""
+
+    @classmethod
+    def get_default_config(cls) -> AlgorithmConfig:
+        """For Tune."""
+        return FlowRLConfig()
+
+    def setup(self, config: AlgorithmConfig) -> None:
+        """Build runners (RLlib) and learners (ours) and give everyone version 0."""
+        super().setup(config)
+        self.job = TrainConfig.model_validate(self.config.env_config[JOB_KEY])
+        self.state = RunState(0, 0, 0, 0.0, 0, (), self.job.learner.num_learners)
+        self.row: IterationRow | None = None
+        self.learners = Learners(self.job)
+        self._publish()
+
+    def training_step(self) -> None:
+        """One round."""
+        clock = Clock()
+        trajectories = self._collect()
+        clock.lap("collect")
+        scored = [score(t, gamma=self.job.ppo.gamma, lam=self.job.ppo.lam) for t in trajectories]
+        report = self.learners.update(scored, progress=self.state.iteration / self.job.run.iterations)
+        weights = self._publish()
+        clock.lap("update")
+        self._judge(trajectories, report, weights, clock)
+
+    def _collect(self) -> list[Trajectory]:
+        deadline = time.monotonic() + RESTART_PATIENCE
+        while True:
+            found = self._on_runners("sample", {"round_number": self.state.iteration})
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause")
+            time.sleep(1)
+            self.restore_env_runners(self.env_runner_group)
+
+    def _publish(self) -> TrainedWeights:
+        weights = self.learners.weights()
+        self._on_runners("set_state", {"state": ray.put(weights)})
+        return weights
+
+    def _judge(self, trajectories: list[Trajectory], report: Any, weights: TrainedWeights, clock: Clock) -> None:
+        self.state, self.row = iteration_row(
+            self.state, trajectories, report, clock, publish_bytes=weights.nbytes, recent=RECENT,
+            healthy=self.env_runner_group.num_healthy_remote_env_runners(), events=self._take_events(),
+        )  # fmt: skip
+        self.metrics.log_dict({k: v for k, v in self.row.to_dict().items() if isinstance(v, int | float)}, window=1)
+
+    def restore_env_runners(self, env_runner_group: Any) -> list[int]:
+        """Probe lost runners; those that Ray has restarted get the present weights and are counted."""
+        restored = env_runner_group.probe_unhealthy_env_runners() or []
+        if restored:
+            weights = self.learners.weights()
+            env_runner_group.foreach_env_runner(
+                "set_state", kwargs={"state": ray.put(weights)}, remote_worker_ids=restored, local_env_runner=False
+            )
+            self._event(f"actor {', '.join(map(str, restored))} is back with weights version {weights.version}")
+        return restored
+
+    def play(self, episodes: int) -> EpisodeResults:
+        """Held-out episodes 0..episodes-1, spread over the living runners."""
+        parts: list[EpisodeResults] = self._shared("play", np.arange(episodes))
+        return EpisodeResults(np.concatenate([p.success for p in parts]), np.concatenate([p.steps for p in parts]))
+
+    def film(self, episodes: int) -> list[Film]:
+        """Clips of held-out episodes 0..episodes-1."""
+        parts: list[list[Film]] = self._shared("film", np.arange(episodes)) if episodes else []
+        return [film for part in parts for film in part]
+
+    def _shared(self, method: str, episodes: np.ndarray) -> list[Any]:
+        """Call `method` on each living runner with its share; shares of runners that die go to the others."""
+        done: dict[int, Any] = {}
+        shares = [s for s in np.array_split(episodes, max(self.env_runner_group.num_remote_env_runners(), 1)) if s.size]
+        deadline = time.monotonic() + RESTART_PATIENCE
+        while len(done) < len(shares):
+            alive = self.env_runner_group.healthy_env_runner_ids()
+            todo = [i for i in range(len(shares)) if i not in done][: len(alive)]
+            for i, runner in zip(todo, alive, strict=False):
+                self.env_runner_group.foreach_env_runner_async(
+                    method, kwargs={"episodes": shares[i]}, remote_worker_ids=[runner], tag=f"share-{i}"
+                )
+            for i in todo:
+                found = self.env_runner_group.fetch_ready_async_reqs(tags=f"share-{i}", timeout_seconds=RESTART_PATIENCE)
+                done |= {i: result for _, result in found}
+            if time.monotonic() > deadline:
+                raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
+            self.restore_env_runners(self.env_runner_group)
+        return [done[i] for i in range(len(shares))]
+
+    def _on_runners(self, method: str, kwargs: Mapping[str, Any]) -> list[Any]:
+        before = set(self.env_runner_group.healthy_env_runner_ids())
+        results = self.env_runner_group.foreach_env_runner(method, kwargs=dict(kwargs), local_env_runner=False)
+        lost = sorted(before - set(self.env_runner_group.healthy_env_runner_ids()))
+        if lost:
+            self.state = self.state.losing(len(lost))
+            self._event(f"actor {', '.join(map(str, lost))} was lost; the round goes on with the others")
+        return results
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Weights, optimizer shards and counters into an existing folder (`rl_finetune.checkpoint` makes it atomic)."""
+        self.learners.save(Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint_dir: str) -> None:
+        """Go on from a folder that `rl_finetune.checkpoint.save` completed."""
+        self.state = load_state(Path(checkpoint_dir))
+        self.learners.restore(Path(checkpoint_dir), self.state.version)
+        self._publish()
+
+    def cleanup(self) -> None:
+        """End learners and runners."""
+        if hasattr(self, "learners"):
+            self.learners.shutdown()
+        super().cleanup()
+        shutil.rmtree(self.logdir, ignore_errors=True)
+
+    def _event(self, text: str) -> None:
+        self._events = [*getattr(self, "_events", []), text]
+
+    def _take_events(self) -> tuple[str, ...]:
+        events, self._events = tuple(getattr(self, "_events", [])), []
+        return events

@@ -1,0 +1,162 @@
+"""`rl-finetune train`: evaluate, train, evaluate again, report.
+
+    claim folder -> preflight -> Ray -> [resume] -> evaluate before -> rounds (row, checkpoint) -> evaluate after -> report
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from pathlib import Path
+
+import rl_finetune
+from actors.evaluator import EpisodeResults
+from rl_finetune import checkpoint
+from rl_finetune.algorithm import cluster, preflight
+from rl_finetune.algorithm.run_folder import claimed, load_clips, load_report, save_clips, save_report, write_json
+from rl_finetune.config import TrainConfig, dump
+from rl_finetune.metrics.console import Dashboard
+from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.metrics.journal import Journal
+from rl_finetune.metrics.report import write_report
+from rl_finetune.metrics.report_data import ReportData
+from rl_finetune.metrics.rows import IterationRow
+from rl_finetune.metrics.wandb_sink import WandbSink
+from rl_finetune.types import EvalReport
+
+BEFORE, AFTER = "before", "after"
+
+
+def train(config: TrainConfig) -> int:
+    """Run the whole job; returns the exit code.
+
+    Raises:
+        UserError: the input cannot be used; nothing has been written then.
+    """
+    folder = Path(config.run.folder)
+    preflight.check(config.policy, config.env)
+    with claimed(folder, resume=config.run.resume):
+        resumed = checkpoint.newest(folder) if config.run.resume else None
+        if resumed is not None:
+            checkpoint.load_state(resumed)
+        (folder / "config.yaml").write_text(dump(config))
+        _Job(config, folder).run(resumed)
+    return 0
+
+
+class _Job:
+    """One run, in the order in which a person sees it."""
+
+    def __init__(self, config: TrainConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.journal = Journal(folder)
+        self.began = time.monotonic()
+        self.sink = WandbSink(
+            config.run.wandb, config.run.project, folder, config.model_dump(), folder.name,
+            resume_id=WandbSink.saved_id(folder) if config.run.resume else None,
+        )  # fmt: skip
+
+    def run(self, resumed: Path | None) -> None:
+        """Everything."""
+        run = self.config.run
+        with Dashboard(f"{self.config.env.name}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes) as board:
+            board.note("starting actors and learners")
+            algorithm = self._algorithm()
+            try:
+                self._train(algorithm, board, resumed)
+                after = self._evaluate(algorithm, board, AFTER)
+                self._finish(algorithm, after)
+            finally:
+                algorithm.stop()
+                self.sink.finish()
+                self.journal.close()
+        print(self._last_line(after), flush=True)
+
+    def _algorithm(self):  # noqa: ANN202  (importing the class imports RLlib)
+        cluster.connect()
+        from rl_finetune.algorithm.algorithm import FlowRLConfig
+
+        return FlowRLConfig.from_job(self.config).build_algo()
+
+    def _train(self, algorithm, board: Dashboard, resumed: Path | None) -> None:  # noqa: ANN001
+        run = self.config.run
+        if resumed is not None:
+            algorithm.load_checkpoint(str(resumed))
+            self.journal.truncate_after(algorithm.state.iteration)
+            board.note(f"going on from {resumed}")
+        if not (self.folder / f"{BEFORE}.json").exists():
+            self._evaluate(algorithm, board, BEFORE)
+        while algorithm.state.iteration < run.iterations and not _late(algorithm.state.minutes, run.max_minutes):
+            algorithm.train()
+            row = algorithm.row
+            self.journal.append(row.to_dict())
+            self.sink.log(row.to_dict(), step=row.iteration)
+            board.update(row)
+            if row.iteration % run.checkpoint_every == 0 or row.iteration == run.iterations:
+                checkpoint.save(self.folder, algorithm.state, lambda path: algorithm.save_checkpoint(str(path)))
+
+    def _evaluate(self, algorithm, board: Dashboard, name: str) -> EvalReport:  # noqa: ANN001
+        settings = self.config.evaluation
+        board.note(f"evaluating {name} training: {settings.episodes} held-out episodes")
+        report = evaluation_report(algorithm.play(settings.episodes), settings.seed, algorithm.state.version)
+        save_clips(self.folder / "clips" / f"{name}.npz", algorithm.film(settings.clips))
+        save_report(self.folder / f"{name}.json", report)
+        low, high = report.interval
+        board.note(f"{name} training: success {report.success:.1%} [{low:.1%}, {high:.1%}]")
+        self.sink.log({f"evaluation/{name}": report.success}, step=algorithm.state.iteration)
+        return report
+
+    def _finish(self, algorithm, after: EvalReport) -> None:  # noqa: ANN001
+        staged = checkpoint.save(self.folder, algorithm.state, lambda path: algorithm.save_checkpoint(str(path)))
+        adapter = self.folder / "adapter"
+        if not adapter.is_symlink():
+            adapter.symlink_to(staged.relative_to(self.folder) / "adapter")
+        before = load_report(self.folder / f"{BEFORE}.json")
+        gain = paired_gain(before.successes, after.successes)
+        write_json(self.folder / "evaluation.json", evaluation_payload(before, after))
+        rows = tuple(IterationRow.from_dict(record) for record in self.journal.read())
+        write_report(self.folder / "report.html", ReportData(
+            title=f"{self.config.env.name}, seed {self.config.run.seed}", before=before, after=after, gain=gain, rows=rows,
+            minutes=algorithm.state.minutes, checkpoint=str(adapter), config=dump(self.config),
+            clips_before=load_clips(self.folder / "clips" / f"{BEFORE}.npz"),
+            clips_after=load_clips(self.folder / "clips" / f"{AFTER}.npz"),
+            provenance={
+                "code": rl_finetune.__version__, "seed": str(self.config.run.seed),
+                "evaluation seed": str(self.config.evaluation.seed),
+                "command": "rl-finetune train", "machine": f"{platform.machine()}, Python {platform.python_version()}",
+            },
+        ))  # fmt: skip
+
+    def _last_line(self, after: EvalReport) -> str:
+        before = load_report(self.folder / f"{BEFORE}.json")
+        minutes = (time.monotonic() - self.began) / 60
+        return (
+            f"success {before.success:.1%} -> {after.success:.1%}, gain {paired_gain(before.successes, after.successes)} "
+            f"on {len(after.successes)} held-out episodes, {minutes:.1f} min; adapter in {self.folder / 'adapter'}, "
+            f"report in {self.folder / 'report.html'}"
+        )
+
+
+def evaluation_report(results: EpisodeResults, seed: int, version: int) -> EvalReport:
+    """Successes with their interval."""
+    successes = tuple(bool(s) for s in results.success)
+    return EvalReport(
+        successes=successes, seed=seed, success=sum(successes) / len(successes),
+        interval=wilson(sum(successes), len(successes)), mean_steps=float(results.steps.mean()), policy_version=version,
+    )  # fmt: skip
+
+
+def evaluation_payload(before: EvalReport, after: EvalReport) -> dict[str, object]:
+    """The evaluation file: both success rates, the paired gain, and every episode."""
+    gain = paired_gain(before.successes, after.successes)
+    return {
+        "episodes": len(after.successes), "seed": after.seed,
+        "before": {"success": before.success, "interval": before.interval, "mean_steps": before.mean_steps},
+        "after": {"success": after.success, "interval": after.interval, "mean_steps": after.mean_steps},
+        "gain": {"points": gain.points, "interval": gain.interval, "won": gain.won, "lost": gain.lost},
+        "successes_before": before.successes, "successes_after": after.successes,
+    }  # fmt: skip
+
+
+def _late(minutes: float, limit: float | None) -> bool:
+    return limit is not None and minutes >= limit

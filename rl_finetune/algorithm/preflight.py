@@ -1,0 +1,48 @@
+"""Find out in a second, in this process, what would fail in a minute on the actors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+import envs
+from rl_finetune.config.schema import EnvSection, PolicySection
+from rl_finetune.errors import UserError
+from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.policy.adapters import load_adapters
+from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.policy import BACKBONE_FOLDER
+from rl_finetune.spec import handshake
+
+
+def check(policy: PolicySection, env: EnvSection) -> None:
+    """Load the decoder, look at the backbone's files, shake hands, draw one picture.
+
+    Raises:
+        UserError: whatever is wrong, before anything is written or started.
+    """
+    spec = envs.spec(env.name, **env.options)
+    loaded = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone, with_backbone=False)
+    handshake(loaded.config.embodiments, spec)
+    if policy.backbone is None:
+        _check_backbone(local_folder(policy.path) / BACKBONE_FOLDER)
+    if policy.adapter is not None:
+        load_adapters(loaded, Path(policy.adapter))
+    envs.make(env.name, 1, **env.options).close()
+
+
+def _check_backbone(folder: Path) -> None:
+    advice = "copy the checkpoint again from its source"
+    files = sorted(folder.glob("*.safetensors"))
+    if not (folder / "config.json").is_file() or not files:
+        raise UserError(
+            "policy has no backbone", got=f"no config.json with safetensors in {folder}",
+            expected="a Qwen3.5 folder", do=f"{advice}, or set policy.backbone",
+        )  # fmt: skip
+    for path in files:
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise UserError("backbone weights are damaged", got=f"{path}: {error}", expected="safetensors", do=advice) from error

@@ -1,0 +1,113 @@
+"""What stays: checkpoints written beside, then renamed, with a manifest of hashes.
+
+    <run>/checkpoints/000010/
+        state.json          counters; random keys are functions of them, so they are all there is
+        adapter/            adapters in peft's layout and the value head
+        optimizer-rank-*.safetensors
+        manifest.json       SHA-256 of every file above
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import rl_finetune
+from rl_finetune.errors import UserError
+
+FOLDER, STATE, MANIFEST = "checkpoints", "state.json", "manifest.json"
+KEEP = 3
+"""Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands: everything that is not a weight."""
+
+    iteration: int
+    """Rounds done."""
+    version: int
+    """Version of the weights."""
+    env_steps: int
+    """Environment steps so far."""
+    minutes: float
+    """Training time so far."""
+    actors_lost: int
+    """Actors lost and restarted so far."""
+    recent: tuple[bool, ...]
+    """Latest training episodes' successes, for the rolling rate."""
+    num_learners: int
+    """Learners that share the optimizer state."""
+    code_version: str = rl_finetune.__version__
+    """Version of this package that wrote it."""
+
+    def losing(self, actors: int) -> RunState:
+        """The same with more actors lost."""
+        return replace(self, actors_lost=self.actors_lost + actors)
+
+
+def save(run: Path, state: RunState, write: Callable[[Path], None]) -> Path:
+    """Write the checkpoint of `state.iteration`; `write` fills the folder with weights and shards.
+
+    The folder appears under its name only when it is whole. Older ones beyond `KEEP` are removed afterwards.
+    """
+    final = run / FOLDER / f"{state.iteration:06d}"
+    beside = final.with_name(f".{final.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    write(beside)
+    (beside / STATE).write_text(json.dumps(asdict(state)) + "\n")
+    (beside / MANIFEST).write_text(json.dumps(_hashes(beside), indent=1) + "\n")
+    shutil.rmtree(final, ignore_errors=True)
+    beside.rename(final)
+    for old in _all(run)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(run: Path) -> Path:
+    """Folder of the newest checkpoint.
+
+    Raises:
+        UserError: the run has none.
+    """
+    found = _all(run)
+    if not found:
+        raise UserError(
+            "nothing to resume", got=f"no checkpoint under {run / FOLDER}", expected="at least one",
+            do="start without resume, or name the folder of a run that has written a checkpoint",
+        )  # fmt: skip
+    return found[-1]
+
+
+def load_state(folder: Path) -> RunState:
+    """Verify every file of a checkpoint against its manifest and read its state.
+
+    Raises:
+        UserError: a file is missing, truncated or changed.
+    """
+    advice = f"remove {folder} to go on from the checkpoint before it"
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        found = _hashes(folder)
+        state = json.loads((folder / STATE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError("checkpoint cannot be read", got=str(error), expected="a whole checkpoint", do=advice) from error
+    for name, digest in manifest.items():
+        if found.get(name) != digest:
+            got = "missing" if name not in found else f"hash {found[name][:12]}"
+            raise UserError(f"checkpoint file {folder / name} is damaged", got=got, expected=f"hash {digest[:12]}", do=advice)
+    return RunState(**{**state, "recent": tuple(state["recent"])})
+
+
+def _all(run: Path) -> list[Path]:
+    return sorted(p for p in (run / FOLDER).glob("[0-9]*") if p.is_dir())
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}

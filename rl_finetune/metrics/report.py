@@ -1,0 +1,176 @@
+"""report.html: one page without any request to the outside that shows what a run did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rl_finetune.metrics.report_data import Clip, ReportData
+from rl_finetune.metrics.rows import IterationRow
+from rl_finetune.metrics.strip import Strip, film
+from rl_finetune.metrics.svg import Chart, Marker, interval_chart, line_chart, tick_label
+from rl_finetune.types import EvalReport
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One small chart of the page."""
+
+    label: str
+    """Its heading."""
+    meaning: str
+    """What a healthy run looks like."""
+    value: Callable[[IterationRow], float]
+    """What it shows."""
+
+
+DIAGNOSTICS = (
+    Diagnostic("Clip fraction", "Decisions whose ratio left the trust region.", lambda r: r.clip_fraction),
+    Diagnostic("KL divergence", "How far one update moves the policy.", lambda r: r.kl),
+    Diagnostic("First ratio error", "Sampler against scorer before any step; about 0.", lambda r: r.first_ratio_error),
+    Diagnostic("Explained variance", "How well the value head predicts; towards 1.", lambda r: r.explained_variance),
+    Diagnostic("Mean return", "Undiscounted, with exploration noise.", lambda r: r.mean_return),
+    Diagnostic("Value loss", "Error of the value head.", lambda r: r.value_loss),
+    Diagnostic("Policy loss", "The clipped surrogate; near 0 by construction.", lambda r: r.policy_loss),
+    Diagnostic("Gradient norm", "Before clipping.", lambda r: r.grad_norm),
+    Diagnostic("Exploration", "Standard deviation of executed actions.", lambda r: r.executed_std),
+    Diagnostic("Learning rate", "Of the adapters.", lambda r: r.actor_lr),
+    Diagnostic("Steps per second", "Environment steps, update included.", lambda r: r.steps_per_second),
+    Diagnostic("Seconds per iteration", "Collecting and updating.", lambda r: r.seconds),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClipPair:
+    """The same held-out episode before and after; one side may be missing."""
+
+    episode: int
+    """Number of the episode."""
+    instruction: str
+    """Task in words."""
+    before: Strip | None
+    """Filmed before training."""
+    after: Strip | None
+    """Filmed after training."""
+
+
+def write_report(path: Path, data: ReportData) -> None:
+    """Write the page beside and rename it, so that a reader never sees half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(render(data), encoding="utf-8")
+    beside.replace(path)
+
+
+def render(data: ReportData) -> str:
+    """The page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    return environment.get_template("report.html.j2").render(
+        data=data,
+        style=Markup((_TEMPLATES / "report.css").read_text()),
+        script=Markup((_TEMPLATES / "report.js").read_text()),
+        intervals=Markup(_intervals(data)),
+        curve=Markup(line_chart(_learning_curve(data))) if data.rows else None,
+        diagnostics=[(d, Markup(line_chart(_diagnostic(d, data.rows))), _latest(d, data.rows)) for d in DIAGNOSTICS],
+        events=[(row.iteration, event) for row in data.rows for event in row.events],
+        pairs=pair(data.clips_before, data.clips_after, data.frames_per_second),
+        outcomes=_outcomes(data),
+        last=data.rows[-1] if data.rows else None,
+    )
+
+
+def pair(before: Sequence[Clip], after: Sequence[Clip], frames_per_second: float) -> list[ClipPair]:
+    """Clips of the same episode side by side, in the order of their numbers."""
+    old = {clip.episode: clip for clip in before}
+    new = {clip.episode: clip for clip in after}
+
+    def strip(clip: Clip | None) -> Strip | None:
+        return None if clip is None else film(clip, frames_per_second)
+
+    return [
+        ClipPair(episode, (old | new)[episode].instruction, strip(old.get(episode)), strip(new.get(episode)))
+        for episode in sorted(old | new)
+    ]
+
+
+def _intervals(data: ReportData) -> str:
+    reports = {"before": data.before, "after": data.after}
+    return interval_chart([(kind, kind, report.success, *report.interval) for kind, report in reports.items()])
+
+
+def _learning_curve(data: ReportData) -> Chart:
+    rows = data.rows
+    return Chart(
+        title="Success over training",
+        x=[row.iteration for row in rows],
+        y=[row.success for row in rows],
+        tips=[_success_tip(row) for row in rows],
+        width=960,
+        height=330,
+        percent=True,
+        band=[row.success_interval for row in rows],
+        markers=[
+            _marker("before", rows[0].iteration - 1, data.before),
+            _marker("after", rows[-1].iteration, data.after),
+        ],
+        events=_events(rows),
+    )
+
+
+def _events(rows: Sequence[IterationRow]) -> list[tuple[float, str]]:
+    """One mark an iteration, and none for the checkpoints that every run writes."""
+    marks = []
+    for row in rows:
+        texts = [event for event in row.events if "checkpoint" not in event]
+        if texts:
+            marks.append((float(row.iteration), f"iteration {row.iteration}: {'; '.join(texts)}"))
+    return marks
+
+
+def _marker(kind: str, place: float, report: EvalReport) -> Marker:
+    low, high = report.interval
+    label = f"{kind} training: {100 * report.success:.1f} % [{100 * low:.1f}, {100 * high:.1f}], held-out episodes"
+    return Marker(place, report.success, low, high, kind, label)
+
+
+def _success_tip(row: IterationRow) -> str:
+    low, high = row.success_interval
+    return (
+        f"iteration {row.iteration} · {row.minutes:.1f} min\n"
+        f"success {100 * row.success:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    )
+
+
+def _diagnostic(diagnostic: Diagnostic, rows: Sequence[IterationRow]) -> Chart:
+    values = [diagnostic.value(row) for row in rows]
+    return Chart(
+        title=f"{diagnostic.label} over training",
+        x=[row.iteration for row in rows],
+        y=values,
+        tips=[f"iteration {row.iteration}\n{tick_label(value)}" for row, value in zip(rows, values, strict=True)],
+    )
+
+
+def _latest(diagnostic: Diagnostic, rows: Sequence[IterationRow]) -> str:
+    return tick_label(diagnostic.value(rows[-1]), digits=3) if rows else ""
+
+
+def _outcomes(data: ReportData) -> list[tuple[str, str, int]]:
+    """(CSS class, words, count) of the four ways in which an episode can have gone."""
+    counts = {key: 0 for key in ((True, True), (False, True), (True, False), (False, False))}
+    for old, new in zip(data.before.successes, data.after.successes, strict=True):
+        counts[bool(old), bool(new)] += 1
+    names = (("kept", "done both times"), ("won", "won"), ("lost", "lost"), ("open", "failed both times"))
+    return [(kind, words, count) for (kind, words), count in zip(names, counts.values(), strict=True)]

@@ -1,0 +1,77 @@
+"""The one place that knows Weights & Biases. Offline it needs no key and no network; disabled it is never imported."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from rl_finetune.errors import UserError
+from rl_finetune.optional import require
+
+Mode = Literal["offline", "online", "disabled"]
+
+
+class WandbSink:
+    """One wandb run whose id lies in the run folder, so that a resumed run continues it."""
+
+    def __init__(
+        self,
+        mode: Mode,
+        project: str,
+        folder: Path,
+        config: Mapping[str, Any],
+        name: str,
+        resume_id: str | None = None,
+    ) -> None:
+        """Start (or, with `resume_id`, continue) the run; its files go to `folder`/wandb.
+
+        Raises:
+            UserError: wandb is not installed, or online and not reachable or without a key.
+        """
+        self._run: Any = None
+        self.id = resume_id or uuid.uuid4().hex[:8]
+        if mode == "disabled":
+            return
+        os.environ.setdefault("WANDB_SILENT", "true")
+        wandb = require("wandb", purpose=f"run.wandb={mode}", install="pip install wandb")
+        quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True)
+        resume = "allow" if resume_id and mode == "online" else None
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                id=self.id,
+                dir=str(folder),
+                mode=mode,
+                config=dict(config),
+                resume=resume,
+                settings=quiet,
+            )
+        except wandb.Error as error:
+            raise UserError(
+                "wandb could not start",
+                got=str(error),
+                expected="a key (`wandb login`) and a network, or offline mode",
+                do="set run.wandb=offline",
+            ) from error
+        (folder / "wandb_id").write_text(self.id + "\n")
+
+    @staticmethod
+    def saved_id(folder: Path) -> str | None:
+        """The id of the run in this folder, to resume it; None where there is none."""
+        file = folder / "wandb_id"
+        return (file.read_text().strip() or None) if file.is_file() else None
+
+    def log(self, record: Mapping[str, Any], step: int) -> None:
+        """Log the numbers of one iteration; texts and lists stay in metrics.jsonl."""
+        if self._run is not None:
+            self._run.log({name: value for name, value in record.items() if isinstance(value, int | float)}, step=step)
+
+    def finish(self) -> None:
+        """Close the run; harmless when repeated."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
