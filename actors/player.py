@@ -39,9 +39,7 @@ class Player:
         size = self.env.num_envs
         padded = np.resize(episodes, -(-len(episodes) // size) * size)
         parts = [
-            run_episodes(
-                self.policy, self.env, self._keys(ids), temperature=self.settings.temperature, shuffle=shuffle
-            )
+            run_episodes(self.policy, self.env, self._keys(ids), temperature=self.settings.temperature, shuffle=shuffle)
             for ids in padded.reshape(-1, size)
         ]
         success, steps = (np.concatenate([getattr(p, f) for p in parts])[: len(episodes)] for f in ("success", "steps"))

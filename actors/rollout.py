@@ -1,6 +1,6 @@
 """Collect: play chunks with the exploring policy and keep exactly what an objective needs.
 
-    encode -> value, sample (Flow-SDE) -> step_chunk -> encode ...      T chunks for N environments, one policy version
+encode -> value, sample (Flow-SDE) -> step_chunk -> encode ...      T chunks for N environments, one policy version
 """
 
 from __future__ import annotations
@@ -111,7 +111,12 @@ def _values(policy: QwenVLAPolicy, observation: Observation) -> FloatArray:
 
 
 def _trajectory(
-    decisions: list[_Decision], next_value: FloatArray, keys: SeedKeys, cache_contexts: bool, policy_version: int, noise: float
+    decisions: list[_Decision],
+    next_value: FloatArray,
+    keys: SeedKeys,
+    cache_contexts: bool,
+    policy_version: int,
+    noise: float,
 ) -> Trajectory:
     def stacked(name: str) -> np.ndarray:
         return np.stack([getattr(d.outcome, name) for d in decisions])

@@ -46,7 +46,13 @@ class Engine:
     """A module under ZeRO with one learning rate per parameter group."""
 
     def __init__(
-        self, module: nn.Module, groups: dict[str, list[nn.Parameter]], optimizer: OptimizerSection, *, zero_stage: int, micro_batch: int
+        self,
+        module: nn.Module,
+        groups: dict[str, list[nn.Parameter]],
+        optimizer: OptimizerSection,
+        *,
+        zero_stage: int,
+        micro_batch: int,
     ) -> None:
         self.names = list(groups)
         settings = [dict(params=parameters, lr=0.0) for parameters in groups.values()]

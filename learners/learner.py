@@ -44,7 +44,9 @@ class Learner:
         """Meet the other ranks and put the trainable parts under ZeRO."""
         join(self.rank, self.world, rendezvous)
         groups = {
-            "actor": [p for n, p in self.policy.named_parameters() if p.requires_grad and not n.startswith("value_head")],
+            "actor": [
+                p for n, p in self.policy.named_parameters() if p.requires_grad and not n.startswith("value_head")
+            ],
             "value": list(self.policy.value_head.parameters()),
         }
         micro, stage = self.job.ppo.minibatch // self.world, self.job.learner.zero_stage
@@ -65,7 +67,9 @@ class Learner:
         )  # fmt: skip
         self.version = report.policy_version
         extra = {"grad_norm": sum(norms) / len(norms), "actor_lr": self.rates(progress)["actor"]}
-        return UpdateReport(report.policy_version, {**report.diagnostics, **extra}, report.first_ratio_error, report.seconds)
+        return UpdateReport(
+            report.policy_version, {**report.diagnostics, **extra}, report.first_ratio_error, report.seconds
+        )
 
     def rates(self, progress: float) -> dict[str, float]:
         """Learning rates at that share of the run."""

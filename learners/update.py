@@ -64,7 +64,9 @@ def flatten(scored: list[ScoredTrajectory], *, normalise: bool) -> Batch:
     )
 
 
-def minibatches(samples: int, size: int, *, seed: int, update: int, epoch: int, rank: int, world: int) -> Iterator[IntArray]:
+def minibatches(
+    samples: int, size: int, *, seed: int, update: int, epoch: int, rank: int, world: int
+) -> Iterator[IntArray]:
     """This rank's share of each minibatch of one epoch; all ranks draw the same permutation.
 
     A last incomplete minibatch is left out, unless it is the only one.
@@ -106,7 +108,9 @@ def run_update(
     logged: dict[str, list[float]] = defaultdict(list)
     first_error = 0.0
     for epoch in range(config.epochs):
-        for index in minibatches(len(batch), config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world):
+        for index in minibatches(
+            len(batch), config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world
+        ):
             out = objective(loss_inputs(policy, batch, index, law), config)
             if not logged:
                 first_error = float(out.diagnostics["ratio_error"])

@@ -1,10 +1,10 @@
 """What stays: checkpoints written beside, then renamed, with a manifest of hashes.
 
-    <run>/checkpoints/000010/
-        state.json          counters; random keys are functions of them, so they are all there is
-        adapter/            adapters in peft's layout and the value head
-        optimizer-rank-*.safetensors
-        manifest.json       SHA-256 of every file above
+<run>/checkpoints/000010/
+    state.json          counters; random keys are functions of them, so they are all there is
+    adapter/            adapters in peft's layout and the value head
+    optimizer-rank-*.safetensors
+    manifest.json       SHA-256 of every file above
 """
 
 from __future__ import annotations
@@ -96,11 +96,15 @@ def load_state(folder: Path) -> RunState:
         found = _hashes(folder)
         state = json.loads((folder / STATE).read_text())
     except (OSError, ValueError) as error:
-        raise UserError("checkpoint cannot be read", got=str(error), expected="a whole checkpoint", do=advice) from error
+        raise UserError(
+            "checkpoint cannot be read", got=str(error), expected="a whole checkpoint", do=advice
+        ) from error
     for name, digest in manifest.items():
         if found.get(name) != digest:
             got = "missing" if name not in found else f"hash {found[name][:12]}"
-            raise UserError(f"checkpoint file {folder / name} is damaged", got=got, expected=f"hash {digest[:12]}", do=advice)
+            raise UserError(
+                f"checkpoint file {folder / name} is damaged", got=got, expected=f"hash {digest[:12]}", do=advice
+            )
     return RunState(**{**state, "recent": tuple(state["recent"])})
 
 

@@ -44,7 +44,9 @@ class TrainedWeights:
         """
         found = checksum(self.tensors)
         if found != self.checksum:
-            raise DamagedWeights(f"weights version {self.version}: got checksum {found[:12]}, expected {self.checksum[:12]}")
+            raise DamagedWeights(
+                f"weights version {self.version}: got checksum {found[:12]}, expected {self.checksum[:12]}"
+            )
         return self
 
 

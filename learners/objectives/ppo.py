@@ -1,7 +1,7 @@
 """Clipped PPO at chunk level (arXiv 2605.30280, RL stage): one ratio, advantage and value a chunk decision.
 
-    policy  -min(rho A, clip(rho, 1 - c, 1 + c) A), for A < 0 not above dual_clip |A| (Ye et al. 2020)
-    value   max of the plain and the clipped error, Huber beyond a bound
+policy  -min(rho A, clip(rho, 1 - c, 1 + c) A), for A < 0 not above dual_clip |A| (Ye et al. 2020)
+value   max of the plain and the clipped error, Huber beyond a bound
 """
 
 from __future__ import annotations

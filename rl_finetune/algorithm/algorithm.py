@@ -107,7 +107,9 @@ class FlowRL(Algorithm):
             if found:
                 return found
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause")
+                raise RuntimeError(
+                    f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause"
+                )
             time.sleep(1)
             self.restore_env_runners(self.env_runner_group)
 
@@ -157,7 +159,9 @@ class FlowRL(Algorithm):
                     method, kwargs={"episodes": shares[i]}, remote_worker_ids=[runner], tag=f"share-{i}"
                 )
             for i in todo:
-                found = self.env_runner_group.fetch_ready_async_reqs(tags=f"share-{i}", timeout_seconds=RESTART_PATIENCE)
+                found = self.env_runner_group.fetch_ready_async_reqs(
+                    tags=f"share-{i}", timeout_seconds=RESTART_PATIENCE
+                )
                 done |= {i: result for _, result in found}
             if time.monotonic() > deadline:
                 raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")

@@ -29,7 +29,7 @@ def connect() -> None:
     variables = {
         "PYTHONPATH": path,
         "MUJOCO_GL": os.environ.get("MUJOCO_GL", "egl"),
-        "LP_NUM_THREADS": "1",
+        "LP_NUM_THREADS": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),

@@ -1,6 +1,6 @@
 """`rl-finetune train`: evaluate, train, evaluate again, report.
 
-    claim folder -> preflight -> Ray -> [resume] -> evaluate before -> rounds (row, checkpoint) -> evaluate after -> report
+claim folder -> preflight -> Ray -> [resume] -> evaluate before -> rounds (row, checkpoint) -> evaluate after -> report
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class _Job:
     def run(self, resumed: Path | None) -> None:
         """Everything."""
         run = self.config.run
-        with Dashboard(f"{self.config.env.name}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes) as board:
+        with Dashboard(
+            f"{self.config.env.name}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes
+        ) as board:
             board.note("starting actors and learners")
             algorithm = self._algorithm()
             try:

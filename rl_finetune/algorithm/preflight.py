@@ -45,4 +45,6 @@ def _check_backbone(folder: Path) -> None:
             with safe_open(path, "pt"):
                 pass
         except (OSError, SafetensorError) as error:
-            raise UserError("backbone weights are damaged", got=f"{path}: {error}", expected="safetensors", do=advice) from error
+            raise UserError(
+                "backbone weights are damaged", got=f"{path}: {error}", expected="safetensors", do=advice
+            ) from error

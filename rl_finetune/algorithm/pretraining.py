@@ -39,7 +39,9 @@ def sft(config: SFTConfig) -> int:
     torch.manual_seed(config.seed)
     began = time.monotonic()
     with envs.make(config.env.name, WORLD_BATCH, **config.env.options) as env:
-        demonstrations = collect(env, config.demonstrations, seed=config.seed, noise=config.expert_noise, progress=_said)
+        demonstrations = collect(
+            env, config.demonstrations, seed=config.seed, noise=config.expert_noise, progress=_said
+        )
         print(f"\n{len(demonstrations)} expert chunks in {time.monotonic() - began:.0f} s", flush=True)
         policy = _starting_policy(config, env.spec, demonstrations)
         names = demonstrations.observation.grounding.names if demonstrations.observation.grounding else ()
@@ -47,22 +49,30 @@ def sft(config: SFTConfig) -> int:
         data = SupervisedData.of(demonstrations.observation, demonstrations.actions, policy, env.spec.privileged)
         _train(config, folder, policy, head, data)
         _save(policy, head, folder / "policy")
-        success = evaluate_here(policy, env, config.evaluation.episodes, config.evaluation.seed, config.evaluation.temperature)
+        success = evaluate_here(
+            policy, env, config.evaluation.episodes, config.evaluation.seed, config.evaluation.temperature
+        )
     low, high = wilson(int(success.sum()), len(success))
     minutes = (time.monotonic() - began) / 60
     result = dict(success=float(success.mean()), interval=[low, high], episodes=len(success), minutes=minutes)
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"success {success.mean():.1%} [{low:.1%}, {high:.1%}] on {len(success)} held-out episodes, {minutes:.0f} min; policy in {folder / 'policy'}")
+    print(
+        f"success {success.mean():.1%} [{low:.1%}, {high:.1%}] on {len(success)} held-out episodes, {minutes:.0f} min; policy in {folder / 'policy'}"
+    )
     return 0
 
 
-def evaluate_here(policy: QwenVLAPolicy, env: envs.VectorEnv, episodes: int, seed: int, temperature: float) -> np.ndarray:
+def evaluate_here(
+    policy: QwenVLAPolicy, env: envs.VectorEnv, episodes: int, seed: int, temperature: float
+) -> np.ndarray:
     """Successes [episodes] in this process, in rounds of `env.num_envs`; the last round may play more than it counts."""
     policy.eval()
     rounds = []
     for first in range(0, episodes, env.num_envs):
         ids = np.arange(first, first + env.num_envs)
-        rounds.append(run_episodes(policy, env, SeedKeys(seed, ids, np.zeros_like(ids)), temperature=temperature).success)
+        rounds.append(
+            run_episodes(policy, env, SeedKeys(seed, ids, np.zeros_like(ids)), temperature=temperature).success
+        )
     return np.concatenate(rounds)[:episodes]
 
 

@@ -1,6 +1,6 @@
 """A run's folder: who may write there, and what lies in it.
 
-    config.yaml  metrics.jsonl  checkpoints/  before.json  evaluation.json  clips/  adapter/  report.html  wandb/
+config.yaml  metrics.jsonl  checkpoints/  before.json  evaluation.json  clips/  adapter/  report.html  wandb/
 """
 
 from __future__ import annotations

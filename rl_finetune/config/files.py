@@ -109,7 +109,8 @@ def parse(text: str, *, where: str) -> Any:
         problem = getattr(error, "problem", None) or str(error)
         raise UserError(
             f"{where} is not valid YAML",
-            got=" ".join(str(problem).split()) + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""),
+            got=" ".join(str(problem).split())
+            + (f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""),
             expected="YAML",
             do="correct the text there; quote strings with special characters",
         ) from error

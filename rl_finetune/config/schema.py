@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Section(BaseModel):
     """Base of all sections: immutable, strict about names and types, documented by the strings under fields."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class PolicySection(Section):
@@ -193,11 +195,13 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         actors, learners = self.rollout.num_actors, self.learner.num_learners
-        batch = self.env.num_envs * self.rollout.chunks
-        _require(self.env.num_envs >= actors, "env.num_envs", self.env.num_envs, f"at least rollout.num_actors = {actors}")
-        _require(self.ppo.minibatch <= batch, "ppo.minibatch", self.ppo.minibatch, f"at most env.num_envs * rollout.chunks = {batch}")
-        _require(self.ppo.minibatch % learners == 0, "ppo.minibatch", self.ppo.minibatch, f"a multiple of learner.num_learners = {learners}")
-        step, steps = self.rollout.sde_step, self.rollout.denoising_steps
+        envs, minibatch = self.env.num_envs, self.ppo.minibatch
+        batch, steps, step = envs * self.rollout.chunks, self.rollout.denoising_steps, self.rollout.sde_step
+        _require(envs >= actors, "env.num_envs", envs, f"at least rollout.num_actors = {actors}")
+        _require(minibatch <= batch, "ppo.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}")
+        _require(
+            minibatch % learners == 0, "ppo.minibatch", minibatch, f"a multiple of learner.num_learners = {learners}"
+        )
         _require(step is None or step < steps, "rollout.sde_step", step, f"less than rollout.denoising_steps = {steps}")
         _require(steps > 1, "rollout.denoising_steps", steps, "at least 2: Flow-SDE has no finite first step with one")
         _require(len(self.lora.parts) > 0, "lora.parts", self.lora.parts, "decoder, backbone, or both")
@@ -215,6 +219,8 @@ class EvaluateConfig(Section):
     """Episodes."""
     num_actors: int = Field(2, ge=1)
     """Processes."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of each process."""
     shuffle: Literal["none", "images", "instructions"] = "none"
     """Break the link between what is asked and what is seen: a policy that uses both must drop to chance."""
     output: str | None = None

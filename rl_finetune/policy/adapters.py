@@ -54,7 +54,9 @@ def load_trained_state(policy: QwenVLAPolicy, tensors: Mapping[str, FloatArray])
     """Overwrite everything that trains; names and shapes must be exactly those of `trained_state`."""
     own = {name: p for name, p in policy.named_parameters() if p.requires_grad}
     if own.keys() != tensors.keys():
-        raise ValueError(f"trained weights: got {len(tensors)} names, expected {len(own)}: {sorted(own.keys() ^ tensors.keys())[:3]}")
+        raise ValueError(
+            f"trained weights: got {len(tensors)} names, expected {len(own)}: {sorted(own.keys() ^ tensors.keys())[:3]}"
+        )
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(torch.from_numpy(np.array(tensors[name])))

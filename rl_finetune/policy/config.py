@@ -175,7 +175,9 @@ class QwenVLAConfig:
         try:
             payload = json.loads(path.read_text())
         except OSError as error:
-            raise UserError("no policy there", got=str(folder), expected=f"a folder with {path.name}", do=advice) from error
+            raise UserError(
+                "no policy there", got=str(folder), expected=f"a folder with {path.name}", do=advice
+            ) from error
         except ValueError as error:
             raise UserError("policy config is damaged", got=f"{path}: {error}", expected="JSON", do=advice) from error
         if not isinstance(payload, dict) or payload.pop("format", None) != FORMAT:
@@ -183,7 +185,9 @@ class QwenVLAConfig:
         try:
             return _from_payload(payload)
         except (TypeError, KeyError) as error:
-            raise UserError("policy config does not fit", got=f"{path}: {error}", expected="known fields", do=advice) from error
+            raise UserError(
+                "policy config does not fit", got=f"{path}: {error}", expected="known fields", do=advice
+            ) from error
 
 
 def _from_payload(payload: dict[str, Any]) -> QwenVLAConfig:

@@ -40,9 +40,7 @@ def sde_sigma(tau: Tensor, tau_next: Tensor, noise_level: Tensor | float) -> Ten
     return noise_level * torch.sqrt(tau / denominator)
 
 
-def sde_step(
-    x: Tensor, v: Tensor, tau: Tensor, tau_next: Tensor, noise_level: Tensor | float
-) -> tuple[Tensor, Tensor]:
+def sde_step(x: Tensor, v: Tensor, tau: Tensor, tau_next: Tensor, noise_level: Tensor | float) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the Flow-SDE transition from `tau` to `tau_next` (flow_rl, sampling laws).
 
     Args:

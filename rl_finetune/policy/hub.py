@@ -29,4 +29,9 @@ def local_folder(name: str | Path) -> Path:
         return Path(snapshot_download(str(name)))
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError("policy not found", got=f"{str(name)!r}: {reason}", expected="an existing folder or a reachable hub id", do=advice) from error
+        raise UserError(
+            "policy not found",
+            got=f"{str(name)!r}: {reason}",
+            expected="an existing folder or a reachable hub id",
+            do=advice,
+        ) from error

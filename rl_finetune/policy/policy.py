@@ -175,7 +175,9 @@ class QwenVLAPolicy(nn.Module):
         noise = draw_noise(keys, chunk, horizon, width, law)
         mask = channel_mask(len(keys), horizon, body.action.channels, width)
         prepared = self.prepare(context, horizon)
-        x, transition = sample_flow_sde(lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask))
+        x, transition = sample_flow_sde(
+            lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask)
+        )
         return self._chunk(x, mask, body), transition
 
     @torch.no_grad()
@@ -196,7 +198,9 @@ class QwenVLAPolicy(nn.Module):
         x = sample_ode(lambda x, tau: self.decoder(prepared, x, tau), noise.start * temperature, law.num_steps)
         return self._chunk(x, channel_mask(len(keys), horizon, body.action.channels, width), body)
 
-    def log_prob(self, context: TorchContext, x: Tensor, x_next: Tensor, step: Tensor, law: FlowSDE, mask: Tensor) -> Tensor:
+    def log_prob(
+        self, context: TorchContext, x: Tensor, x_next: Tensor, step: Tensor, law: FlowSDE, mask: Tensor
+    ) -> Tensor:
         """Log-density [N, H] of stored transitions under the present weights."""
         prepared = self.prepare(context, x.shape[1])
         return score(lambda x, tau: self.decoder(prepared, x, tau), x, x_next, step, law, mask)
@@ -215,7 +219,9 @@ class QwenVLAPolicy(nn.Module):
         try:
             state = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise UserError("policy weights cannot be read", got=f"{path}: {error}", expected="safetensors", do=advice) from error
+            raise UserError(
+                "policy weights cannot be read", got=f"{path}: {error}", expected="safetensors", do=advice
+            ) from error
         want = dict(self._head_state())
         for key in sorted(want.keys() | state.keys()):
             have_shape = tuple(state[key].shape) if key in state else "nothing"

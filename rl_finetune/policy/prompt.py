@@ -30,6 +30,7 @@ def prompt(body: EmbodimentSpec, instruction: str, visual_tokens: int) -> str:
         visual_tokens: tokens that one picture becomes.
     """
     pictures = "".join(
-        start + VISION_START + IMAGE_PAD * visual_tokens + VISION_END + end for start, end in map(view_tokens, body.views)
+        start + VISION_START + IMAGE_PAD * visual_tokens + VISION_END + end
+        for start, end in map(view_tokens, body.views)
     )
     return pictures + body_sentence(body, instruction)

@@ -1,0 +1,36 @@
+# Two commands do everything: `make train` (the main job) and `make test`. Both set the machine up first.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+export MUJOCO_GL ?= egl
+
+.PHONY: train test check setup bench clean
+
+train: setup  ## the main job: reinforcement learning of the shipped tiny policy, about a quarter of an hour on 2 cores
+	$(BIN)/rl-finetune train $(ARGS)
+
+test: setup check  ## static checks and all tests, under 8 minutes on 2 cores
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## style, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: setup  ## side-by-side measurements into benchmarks/results/
+	$(BIN)/python -m benchmarks.bench_envs benchmarks/results/envs.json
+	$(BIN)/python -m benchmarks.bench_learning benchmarks/results/learning.json
+
+setup: $(VENV)/.installed
+	@PYTHON=$(PYTHON) scripts/system_packages.sh
+
+$(VENV)/.installed: pyproject.toml
+	PYTHON=$(PYTHON) scripts/system_packages.sh
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==2.13.0"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+clean:  ## remove what the commands above made, but not runs/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
