@@ -1,8 +1,7 @@
-"""Success of a policy on held-out episodes: a fixed allotment per environment, so that quick episodes do not weigh more."""
+"""Success of a policy on held-out episodes: a fixed allotment per environment, lest quick episodes weigh more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,7 +12,7 @@ from envs import VectorEnv
 from rl_finetune.keys import Stream, generator
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.spec import handshake
-from rl_finetune.types import BoolArray, ImageArray, IntArray, Observation, SeedKeys
+from rl_finetune.types import BoolArray, IntArray, Observation, SeedKeys
 
 Shuffle = Literal["none", "images", "instructions"]
 

@@ -15,8 +15,16 @@ from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.sampler import Transition
 from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import (
-    ActionChunk, ChunkOutcome, Context, FloatArray, IntArray, Observation, SeedKeys, Trajectory, concatenate,
-)  # fmt: skip
+    ActionChunk,
+    ChunkOutcome,
+    Context,
+    FloatArray,
+    IntArray,
+    Observation,
+    SeedKeys,
+    Trajectory,
+    concatenate,
+)
 
 NOISE_SAMPLE = 16
 
@@ -89,7 +97,7 @@ def executed_std(
 
 
 def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArray:
-    """[T, N] value of the state each chunk led to; zero after termination, of the final observation after truncation."""
+    """[T, N] value of the state each chunk led to: zero after termination, the final observation's after truncation."""
     following = [d.value for d in decisions[1:]]
     last = decisions[-1].outcome
     tail = np.zeros_like(decisions[0].value)

@@ -1,7 +1,7 @@
 """The remote learner: a policy's trainable parts under DeepSpeed, one Ray actor a rank.
 
-RLlib's LearnerGroup is not used: it does not recover a dead learner and asks one learner only for its checkpoint, so the
-ZeRO shards of the others would be missing.
+RLlib's LearnerGroup is not used: it does not recover a dead learner and asks one learner only for its checkpoint, so
+the ZeRO shards of the others would be missing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,13 @@ from learners.update import run_update
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy
 from rl_finetune.policy.adapters import (
-    add_adapters, load_adapters, merge_adapters, restore_adapters, save_adapters, trained_state,
-)  # fmt: skip
+    add_adapters,
+    load_adapters,
+    merge_adapters,
+    restore_adapters,
+    save_adapters,
+    trained_state,
+)
 from rl_finetune.types import ScoredTrajectory, UpdateReport
 from rl_finetune.weights import TrainedWeights
 

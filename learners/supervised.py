@@ -5,8 +5,8 @@
     decoder   frozen backbone, contexts encoded once -> flow matching on expert chunks
     all       flow matching (weight 1) and grounding (0.1) through everything
 
-The staging is for a small budget: a tower that starts from nothing learns to locate things several times faster when the
-language model does not have to run, and the decoder several times faster when nothing but the decoder does.
+The staging is for a small budget: a tower that starts from nothing learns to locate things several times faster when
+the language model does not have to run, and the decoder several times faster when nothing but the decoder does.
 """
 
 from __future__ import annotations
@@ -120,17 +120,17 @@ def _objective(
     rng: torch.Generator,
 ) -> Objective:
     body = policy.body(data.observation.embodiment)
-    tokenise = policy.backbone.tokenise
+    tokenise = policy.eyes.tokenise
     contexts = encode_all(policy, data.observation, stage.demonstrations) if stage.train == "decoder" else None
 
     def vision(index: Tensor) -> tuple[Tensor, float]:
-        visual = policy.backbone.see(tokenise(data.observation.rows(index.numpy()), body))
+        visual = policy.eyes.see(tokenise(data.observation.rows(index.numpy()), body))
         return head.dense_loss(visual, data.labels.rows(index)), math.nan
 
     def grounding(index: Tensor) -> tuple[Tensor, float, TorchContext]:
         inputs = tokenise(data.observation.rows(index.numpy()), body)
-        visual = policy.backbone.see(inputs)
-        hidden = policy.backbone.read(inputs, visual)
+        visual = policy.eyes.see(inputs)
+        hidden = policy.eyes.read(inputs, visual)
         labels, last = data.labels.rows(index), last_token(hidden, inputs.mask)
         loss = head.dense_loss(visual, labels) + head.named_loss(last, labels)
         return loss, head.pixel_error(last, labels).mean().item(), TorchContext(hidden, inputs.mask, inputs.positions)
@@ -201,10 +201,10 @@ def encode_all(policy: QwenVLAPolicy, observation: Observation, limit: int | Non
 
 def _trainable(part: str, policy: QwenVLAPolicy, head: GroundingHead) -> list[nn.Parameter]:
     modules: dict[str, list[nn.Module]] = {
-        "vision": [policy.backbone.model.model.visual, head.dense],
-        "backbone": [policy.backbone, head],
+        "vision": [policy.eyes.model.model.visual, head.dense],
+        "backbone": [policy.eyes, head],
         "decoder": [policy.decoder],
-        "all": [policy.backbone, policy.decoder, head],
+        "all": [policy.eyes, policy.decoder, head],
     }
     return [p for module in modules[part] for p in module.parameters()]
 

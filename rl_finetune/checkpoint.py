@@ -50,18 +50,22 @@ class RunState:
         return replace(self, actors_lost=self.actors_lost + actors)
 
 
-def save(run: Path, state: RunState, write: Callable[[Path], None]) -> Path:
-    """Write the checkpoint of `state.iteration`; `write` fills the folder with weights and shards.
+def complete(folder: Path, state: RunState) -> None:
+    """Add state and manifest to a folder that already holds weights and shards."""
+    (folder / STATE).write_text(json.dumps(asdict(state)) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(_hashes(folder), indent=1) + "\n")
+
+
+def save(run: Path, iteration: int, write: Callable[[str], None]) -> Path:
+    """Let `write` fill the checkpoint of that iteration, ending with `complete`.
 
     The folder appears under its name only when it is whole. Older ones beyond `KEEP` are removed afterwards.
     """
-    final = run / FOLDER / f"{state.iteration:06d}"
+    final = run / FOLDER / f"{iteration:06d}"
     beside = final.with_name(f".{final.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    write(beside)
-    (beside / STATE).write_text(json.dumps(asdict(state)) + "\n")
-    (beside / MANIFEST).write_text(json.dumps(_hashes(beside), indent=1) + "\n")
+    write(str(beside))
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
     for old in _all(run)[:-KEEP]:

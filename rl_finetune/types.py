@@ -1,7 +1,8 @@
 """Records that cross the project's borders. numpy only: torch never crosses a process boundary.
 
 Letters in shapes: N environments side by side, T chunks in a row, H steps of a chunk (padded horizon), K action
-channels (padded width), c channels a body really uses (the leading ones), h x w pixels, L context tokens, D context width.
+channels (padded width), c channels a body really uses (the leading ones), h x w pixels, L context tokens, D context
+width.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from actors.film import Film
 from learners.advantages import score
 from rl_finetune.algorithm.learners import Learners
 from rl_finetune.algorithm.summary import Clock, iteration_row
-from rl_finetune.checkpoint import RunState, load_state
+from rl_finetune.checkpoint import RunState, complete, load_state
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.types import Trajectory
@@ -162,7 +162,8 @@ class FlowRL(Algorithm):
                 found = self.env_runner_group.fetch_ready_async_reqs(
                     tags=f"share-{i}", timeout_seconds=RESTART_PATIENCE
                 )
-                done |= {i: result for _, result in found}
+                for _, result in found:
+                    done[i] = result
             if time.monotonic() > deadline:
                 raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
             self.restore_env_runners(self.env_runner_group)
@@ -180,9 +181,10 @@ class FlowRL(Algorithm):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Weights, optimizer shards and counters into an existing folder (`rl_finetune.checkpoint` makes it atomic)."""
         self.learners.save(Path(checkpoint_dir))
+        complete(Path(checkpoint_dir), self.state)
 
     def load_checkpoint(self, checkpoint_dir: str) -> None:
-        """Go on from a folder that `rl_finetune.checkpoint.save` completed."""
+        """Go on from what `save_checkpoint` wrote."""
         self.state = load_state(Path(checkpoint_dir))
         self.learners.restore(Path(checkpoint_dir), self.state.version)
         self._publish()

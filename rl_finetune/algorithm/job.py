@@ -8,12 +8,13 @@ from __future__ import annotations
 import platform
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rl_finetune
 from actors.evaluator import EpisodeResults
 from rl_finetune import checkpoint
 from rl_finetune.algorithm import cluster, preflight
-from rl_finetune.algorithm.run_folder import claimed, load_clips, load_report, save_clips, save_report, write_json
+from rl_finetune.algorithm.run_folder import replace_folder, claimed, load_clips, load_report, save_clips, save_report, write_json
 from rl_finetune.config import TrainConfig, dump
 from rl_finetune.metrics.console import Dashboard
 from rl_finetune.metrics.intervals import paired_gain, wilson
@@ -23,6 +24,9 @@ from rl_finetune.metrics.report_data import ReportData
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.metrics.wandb_sink import WandbSink
 from rl_finetune.types import EvalReport
+
+if TYPE_CHECKING:
+    from rl_finetune.algorithm.algorithm import FlowRL
 
 BEFORE, AFTER = "before", "after"
 
@@ -74,13 +78,14 @@ class _Job:
                 self.journal.close()
         print(self._last_line(after), flush=True)
 
-    def _algorithm(self):  # noqa: ANN202  (importing the class imports RLlib)
+    def _algorithm(self) -> FlowRL:
         cluster.connect()
         from rl_finetune.algorithm.algorithm import FlowRLConfig
 
-        return FlowRLConfig.from_job(self.config).build_algo()
+        algorithm: FlowRL = FlowRLConfig.from_job(self.config).build_algo()
+        return algorithm
 
-    def _train(self, algorithm, board: Dashboard, resumed: Path | None) -> None:  # noqa: ANN001
+    def _train(self, algorithm: FlowRL, board: Dashboard, resumed: Path | None) -> None:
         run = self.config.run
         if resumed is not None:
             algorithm.load_checkpoint(str(resumed))
@@ -91,13 +96,14 @@ class _Job:
         while algorithm.state.iteration < run.iterations and not _late(algorithm.state.minutes, run.max_minutes):
             algorithm.train()
             row = algorithm.row
+            assert row is not None
             self.journal.append(row.to_dict())
             self.sink.log(row.to_dict(), step=row.iteration)
             board.update(row)
             if row.iteration % run.checkpoint_every == 0 or row.iteration == run.iterations:
-                checkpoint.save(self.folder, algorithm.state, lambda path: algorithm.save_checkpoint(str(path)))
+                checkpoint.save(self.folder, algorithm.state.iteration, algorithm.save_checkpoint)
 
-    def _evaluate(self, algorithm, board: Dashboard, name: str) -> EvalReport:  # noqa: ANN001
+    def _evaluate(self, algorithm: FlowRL, board: Dashboard, name: str) -> EvalReport:
         settings = self.config.evaluation
         board.note(f"evaluating {name} training: {settings.episodes} held-out episodes")
         report = evaluation_report(algorithm.play(settings.episodes), settings.seed, algorithm.state.version)
@@ -108,18 +114,17 @@ class _Job:
         self.sink.log({f"evaluation/{name}": report.success}, step=algorithm.state.iteration)
         return report
 
-    def _finish(self, algorithm, after: EvalReport) -> None:  # noqa: ANN001
-        staged = checkpoint.save(self.folder, algorithm.state, lambda path: algorithm.save_checkpoint(str(path)))
+    def _finish(self, algorithm: FlowRL, after: EvalReport) -> None:
+        staged = checkpoint.save(self.folder, algorithm.state.iteration, algorithm.save_checkpoint)
         adapter = self.folder / "adapter"
-        if not adapter.is_symlink():
-            adapter.symlink_to(staged.relative_to(self.folder) / "adapter")
+        replace_folder(staged / "adapter", adapter)
         before = load_report(self.folder / f"{BEFORE}.json")
         gain = paired_gain(before.successes, after.successes)
         write_json(self.folder / "evaluation.json", evaluation_payload(before, after))
         rows = tuple(IterationRow.from_dict(record) for record in self.journal.read())
         write_report(self.folder / "report.html", ReportData(
-            title=f"{self.config.env.name}, seed {self.config.run.seed}", before=before, after=after, gain=gain, rows=rows,
-            minutes=algorithm.state.minutes, checkpoint=str(adapter), config=dump(self.config),
+            title=f"{self.config.env.name}, seed {self.config.run.seed}", before=before, after=after, gain=gain,
+            rows=rows, minutes=algorithm.state.minutes, checkpoint=str(adapter), config=dump(self.config),
             clips_before=load_clips(self.folder / "clips" / f"{BEFORE}.npz"),
             clips_after=load_clips(self.folder / "clips" / f"{AFTER}.npz"),
             provenance={
@@ -133,8 +138,9 @@ class _Job:
         before = load_report(self.folder / f"{BEFORE}.json")
         minutes = (time.monotonic() - self.began) / 60
         return (
-            f"success {before.success:.1%} -> {after.success:.1%}, gain {paired_gain(before.successes, after.successes)} "
-            f"on {len(after.successes)} held-out episodes, {minutes:.1f} min; adapter in {self.folder / 'adapter'}, "
+            f"success {before.success:.1%} -> {after.success:.1%}, "
+            f"gain {paired_gain(before.successes, after.successes)} on {len(after.successes)} held-out episodes, "
+            f"{minutes:.1f} min; adapter in {self.folder / 'adapter'}, "
             f"report in {self.folder / 'report.html'}"
         )
 

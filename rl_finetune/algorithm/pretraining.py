@@ -57,7 +57,8 @@ def sft(config: SFTConfig) -> int:
     result = dict(success=float(success.mean()), interval=[low, high], episodes=len(success), minutes=minutes)
     (folder / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
     print(
-        f"success {success.mean():.1%} [{low:.1%}, {high:.1%}] on {len(success)} held-out episodes, {minutes:.0f} min; policy in {folder / 'policy'}"
+        f"success {success.mean():.1%} [{low:.1%}, {high:.1%}] on {len(success)} held-out episodes, "
+        f"{minutes:.0f} min; policy in {folder / 'policy'}"
     )
     return 0
 
@@ -65,7 +66,7 @@ def sft(config: SFTConfig) -> int:
 def evaluate_here(
     policy: QwenVLAPolicy, env: envs.VectorEnv, episodes: int, seed: int, temperature: float
 ) -> np.ndarray:
-    """Successes [episodes] in this process, in rounds of `env.num_envs`; the last round may play more than it counts."""
+    """Successes [episodes] in this process, in rounds of `env.num_envs`; the last may play more than it counts."""
     policy.eval()
     rounds = []
     for first in range(0, episodes, env.num_envs):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +67,15 @@ def write_json(path: Path, payload: object) -> None:
     beside.replace(path)
 
 
+def replace_folder(source: Path, target: Path) -> None:
+    """Copy a folder beside `target`, then put it in its place."""
+    beside = target.with_name(target.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(source, beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+
+
 def save_report(path: Path, report: EvalReport) -> None:
     """An evaluation as JSON."""
     write_json(path, asdict(report))
@@ -81,7 +92,8 @@ def save_clips(path: Path, films: list[Film]) -> None:
     path.parent.mkdir(exist_ok=True)
     captions = json.dumps([[f.instruction, f.success, f.episode] for f in films])
     beside = path.with_suffix(".part.npz")
-    np.savez_compressed(beside, captions=np.array(captions), **{f"clip{i}": f.frames for i, f in enumerate(films)})
+    arrays: dict[str, Any] = {f"clip{i}": f.frames for i, f in enumerate(films)}
+    np.savez_compressed(beside, captions=np.array(captions), **arrays)
     beside.replace(path)
 
 

@@ -73,6 +73,8 @@ def save_adapters(policy: QwenVLAPolicy, folder: Path) -> None:
 def load_adapters(policy: QwenVLAPolicy, folder: Path) -> QwenVLAPolicy:
     """Put stored adapters and value head on a plain policy, for evaluation.
 
+    A policy that was loaded without its backbone takes no adapter for it.
+
     Raises:
         UserError: missing, truncated, or made for another shape.
     """
@@ -84,7 +86,7 @@ def load_adapters(policy: QwenVLAPolicy, folder: Path) -> QwenVLAPolicy:
     try:
         if (folder / "decoder").is_dir():
             policy.decoder = PeftModel.from_pretrained(policy.decoder, str(folder / "decoder"))
-        if (folder / "backbone").is_dir():
+        if (folder / "backbone").is_dir() and policy.backbone is not None:
             language = policy.backbone.model.model
             language.language_model = PeftModel.from_pretrained(language.language_model, str(folder / "backbone"))
         policy.value_head.load_state_dict(load_file(folder / VALUE_FILE))

@@ -11,7 +11,9 @@ and at the tiny size almost half of the decoder's cost.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +94,14 @@ class Block(nn.Module):
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
+class Blocks(nn.ModuleList):
+    """A list of blocks that says so to a type checker."""
+
+    if TYPE_CHECKING:
+
+        def __iter__(self) -> Iterator[Block]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A context made ready for the decoder once per chunk, used at every Euler step."""
@@ -119,7 +129,7 @@ class ActionDecoder(nn.Module):
         self.action_in = nn.Sequential(nn.Linear(config.action_width, d), nn.SiLU(), nn.Linear(d, d))
         self.action_out = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, config.action_width))
         self.time_mlp = nn.Sequential(nn.Linear(config.time_features, d), nn.SiLU(), nn.Linear(d, d))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = Blocks(Block(config) for _ in range(config.depth))
         self.out_adaln = nn.Linear(d, 2 * d)
         nn.init.zeros_(self.out_adaln.weight)
         nn.init.zeros_(self.out_adaln.bias)

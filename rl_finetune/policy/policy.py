@@ -121,6 +121,17 @@ class QwenVLAPolicy(nn.Module):
         save_file({k: v.contiguous() for k, v in self._head_state()}, folder / WEIGHTS_FILE)
         save_backbone(self.backbone, folder / BACKBONE_FOLDER)
 
+    @property
+    def eyes(self) -> Backbone:
+        """The backbone.
+
+        Raises:
+            ValueError: the policy was loaded without it.
+        """
+        if self.backbone is None:
+            raise ValueError("this policy was loaded without its backbone; it can only use cached contexts")
+        return self.backbone
+
     def body(self, tag: str) -> EmbodimentSpec:
         """The embodiment of that tag.
 
@@ -139,10 +150,8 @@ class QwenVLAPolicy(nn.Module):
 
     def encode(self, observation: Observation) -> TorchContext:
         """Run the backbone: the costly part, reusable while the backbone is frozen."""
-        if self.backbone is None:
-            raise ValueError("this policy was loaded without its backbone; it can only use cached contexts")
-        inputs = self.backbone.tokenise(observation, self.body(observation.embodiment))
-        return TorchContext(self.backbone(inputs).float(), inputs.mask, inputs.positions)
+        inputs = self.eyes.tokenise(observation, self.body(observation.embodiment))
+        return TorchContext(self.eyes(inputs).float(), inputs.mask, inputs.positions)
 
     def prepare(self, context: TorchContext, horizon: int) -> Prepared:
         """Decoder-side preparation, once per chunk."""
@@ -190,7 +199,7 @@ class QwenVLAPolicy(nn.Module):
         temperature: float,
         num_steps: int | None = None,
     ) -> ActionChunk:
-        """Evaluate: the ODE from initial noise scaled by `temperature`, in `num_steps` Euler steps (the policy's own)."""
+        """Evaluate: the ODE from initial noise scaled by `temperature`; `num_steps` is the policy's own by default."""
         horizon, width = body.action.horizon, self.config.decoder.action_width
         law = FlowSDE(num_steps or self.config.num_steps)
         noise = draw_noise(keys, chunk, horizon, width, law)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -75,7 +76,7 @@ def draw_noise(keys: SeedKeys, chunk: IntArray, horizon: int, width: int, law: F
 def sample_ode(velocity: Velocity, start: Tensor, num_steps: int) -> Tensor:
     """Integrate from noise [N, H, K] to actions with Euler steps."""
     x, grid = start, euler_grid(num_steps).to(start.device)
-    for tau, tau_next in zip(grid[:-1], grid[1:], strict=True):
+    for tau, tau_next in pairwise(grid):
         x = ode_step(x, velocity(x, tau.expand(len(x))), tau, tau_next)
     return x
 
@@ -95,7 +96,7 @@ def sample_flow_sde(velocity: Velocity, noise: Noise, law: FlowSDE, mask: Tensor
     x, grid = noise.start, euler_grid(law.num_steps).to(noise.start.device)
     kept_x, kept_next = torch.zeros_like(x), torch.zeros_like(x)
     log_prob = x.new_zeros(x.shape[:2])
-    for k, (tau, tau_next) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+    for k, (tau, tau_next) in enumerate(pairwise(grid)):
         v = velocity(x, tau.expand(len(x)))
         mean, std = sde_step(x, v, tau, tau_next, law.noise_level)
         here = (noise.step == k)[:, None, None]

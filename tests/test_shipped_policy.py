@@ -1,0 +1,54 @@
+"""The shipped checkpoint: it acts, and it needs both its eyes and its ears."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs
+from actors.evaluator import Shuffle, run_episodes
+from rl_finetune.metrics.intervals import wilson
+from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.types import SeedKeys
+
+FOLDER = Path(__file__).parent.parent / "checkpoints" / "qwen-vla-tiny"
+EPISODES, BATCH, SEED = 192, 96, 1_000_003
+
+
+@pytest.fixture(scope="module")
+def successes() -> dict[Shuffle, int]:
+    """Successes among the same held-out episodes: as they are, with others' pictures, with others' instructions."""
+    policy = QwenVLAPolicy.from_pretrained(FOLDER)
+    found: dict[Shuffle, int] = {"none": 0, "images": 0, "instructions": 0}
+    with envs.make("widowx_reach", BATCH) as env:
+        for shuffle in found:
+            for first in range(0, EPISODES, BATCH):
+                keys = SeedKeys(SEED, np.arange(first, first + BATCH), np.zeros(BATCH, np.int64))
+                found[shuffle] += int(run_episodes(policy, env, keys, temperature=0.6, shuffle=shuffle).success.sum())
+    return found
+
+
+def test_it_starts_where_reinforcement_learning_has_something_to_do(successes: dict[Shuffle, int]) -> None:
+    low, high = wilson(successes["none"], EPISODES)
+    assert high > 0.35 and low < 0.60
+
+
+def test_without_its_pictures_it_is_lost(successes: dict[Shuffle, int]) -> None:
+    """A block has a success zone of about a fiftieth of the workspace: blind reaching finds the right one by accident."""
+    assert wilson(successes["images"], EPISODES)[1] < 0.12
+    assert wilson(successes["images"], EPISODES)[1] < wilson(successes["none"], EPISODES)[0]
+
+
+def test_without_its_instruction_it_is_at_chance(successes: dict[Shuffle, int]) -> None:
+    """Another episode's colour is this one's in a quarter of cases: chance is that share of what it can do."""
+    can = successes["none"] / EPISODES
+    low, high = wilson(successes["instructions"], EPISODES)
+    assert low < can / 3 and high < can / 1.5
+
+
+def test_it_is_small_and_complete() -> None:
+    files = [p for p in FOLDER.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) <= 16 * 1024**2
+    assert {"config.json", "model.safetensors", "normalisation.json", "README.md"} <= {p.name for p in files}
