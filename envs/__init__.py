@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from envs.base import VectorEnv
-from envs.mujoco import reach
+from envs.mujoco import load_mujoco, reach
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 
@@ -28,6 +28,7 @@ class Entry:
 
 
 def _reach(num_envs: int, options: reach.ReachOptions) -> VectorEnv:
+    load_mujoco()
     from envs.mujoco.world import ReachWorld
 
     return ReachWorld(num_envs, options)

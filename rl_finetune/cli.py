@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -97,6 +98,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = _parse(argv)
+    # Libraries import DeepSpeed on the way, and it announces that there is no GPU.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
     command: Callable[[argparse.Namespace], int] = arguments.command
     try:
         code = command(arguments)

@@ -9,7 +9,7 @@ import weakref
 import mujoco
 import numpy as np
 
-from rl_finetune.errors import UserError
+from envs.mujoco import cannot_draw
 from rl_finetune.types import FloatArray, ImageArray
 
 OFF = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX)
@@ -47,12 +47,7 @@ class CameraRenderer:
             self._screen.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         except Exception as error:  # EGL and OSMesa each raise their own kinds
-            raise UserError(
-                "cannot draw offscreen",
-                got=f"{type(error).__name__}: {error} (MUJOCO_GL={os.environ.get('MUJOCO_GL')})",
-                expected="an OpenGL context",
-                do="install Debian's libegl1 libegl-mesa0 libgl1-mesa-dri and set MUJOCO_GL=egl",
-            ) from error
+            raise cannot_draw(error) from error
         self._release = weakref.finalize(self, _release, self._screen, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=100)

@@ -28,6 +28,7 @@ from actors.env_runner import JOB_KEY, FlowEnvRunner
 from actors.evaluator import EpisodeResults
 from actors.film import Film
 from learners.advantages import score
+from rl_finetune.algorithm import cluster
 from rl_finetune.algorithm.learners import Learners
 from rl_finetune.algorithm.summary import Clock, iteration_row
 from rl_finetune.checkpoint import RunState, complete, load_state
@@ -82,7 +83,8 @@ class FlowRL(Algorithm):
 
     def setup(self, config: AlgorithmConfig) -> None:
         """Build runners (RLlib) and learners (ours) and give everyone version 0."""
-        super().setup(config)
+        with cluster.stderr_closed():  # Ray's core warns of what RLlib does to make runners restartable
+            super().setup(config)
         self.job = TrainConfig.model_validate(self.config.env_config[JOB_KEY])
         self.state = RunState(0, 0, 0, 0.0, 0, (), self.job.learner.num_learners)
         self.row: IterationRow | None = None
@@ -159,11 +161,8 @@ class FlowRL(Algorithm):
                     method, kwargs={"episodes": shares[i]}, remote_worker_ids=[runner], tag=f"share-{i}"
                 )
             for i in todo:
-                found = self.env_runner_group.fetch_ready_async_reqs(
-                    tags=f"share-{i}", timeout_seconds=RESTART_PATIENCE
-                )
-                for _, result in found:
-                    done[i] = result
+                for _, result in self.env_runner_group.fetch_ready_async_reqs(tags=f"share-{i}", timeout_seconds=None):
+                    done[i], deadline = result, time.monotonic() + RESTART_PATIENCE
             if time.monotonic() > deadline:
                 raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
             self.restore_env_runners(self.env_runner_group)

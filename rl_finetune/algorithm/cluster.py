@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def connect() -> None:
+def connect(processes: int) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on loopback, quietly.
 
     Workers get the repository's root on their path (package names such as `envs` exist elsewhere too), one thread each,
-    and software rendering where no other was chosen.
+    and software rendering where no other was chosen. Each of the `processes` takes half a core: on a machine with fewer
+    cores Ray is told that there are enough, or it would wait for more forever.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
@@ -39,4 +44,20 @@ def connect() -> None:
     if "RAY_ADDRESS" in os.environ:
         ray.init(**options)
     else:
-        ray.init(**options, include_dashboard=False, _node_ip_address="127.0.0.1")
+        cores = max(os.cpu_count() or 1, math.ceil(processes / 2))
+        # By name: without an address Ray would join what `ray start` has left running here.
+        ray.init("local", **options, num_cpus=cores, include_dashboard=False, _node_ip_address="127.0.0.1")
+
+
+@contextmanager
+def stderr_closed() -> Iterator[None]:
+    """Standard error of this process, C++ included, goes nowhere; exceptions still fly."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -18,7 +18,7 @@ from rl_finetune.config import EvaluateConfig
 def evaluate(config: EvaluateConfig) -> int:
     """Play, print one line, and write the evaluation file if one is asked for; returns the exit code."""
     preflight.check(config.policy, config.env)
-    cluster.connect()
+    cluster.connect(config.num_actors)
     began = time.monotonic()
     report = evaluation_report(_play(config), config.evaluation.seed, version=0)
     low, high = report.interval

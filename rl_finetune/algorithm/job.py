@@ -79,7 +79,7 @@ class _Job:
         print(self._last_line(after), flush=True)
 
     def _algorithm(self) -> FlowRL:
-        cluster.connect()
+        cluster.connect(self.config.rollout.num_actors + self.config.learner.num_learners)
         from rl_finetune.algorithm.algorithm import FlowRLConfig
 
         algorithm: FlowRL = FlowRLConfig.from_job(self.config).build_algo()

@@ -21,6 +21,7 @@ class Learners:
         actor = ray.remote(num_cpus=0.5, num_gpus=job.learner.gpus)(Learner)
         world = job.learner.num_learners
         self._actors = [actor.remote(job.model_dump(), rank, world) for rank in range(world)]
+        self._folder = tempfile.TemporaryDirectory(prefix="learners-")
         rendezvous = self._meeting_point()
         ray.get([a.join.remote(rendezvous) for a in self._actors])
 
@@ -46,10 +47,10 @@ class Learners:
         for actor in self._actors:
             ray.kill(actor)
         self._actors = []
+        self._folder.cleanup()
 
     def _meeting_point(self) -> Rendezvous:
         """A file and the loopback device on one machine; a TCP port of rank 0's machine in a cluster."""
         if len([node for node in ray.nodes() if node["Alive"]]) == 1:
-            path = Path(tempfile.mkdtemp(prefix="learners-")) / "rendezvous"
-            return Rendezvous(f"file://{path}", interface="lo")
+            return Rendezvous(f"file://{self._folder.name}/rendezvous", interface="lo")
         return ray.get(self._actors[0].offer.remote())

@@ -10,7 +10,6 @@ import envs
 from rl_finetune.config.schema import EnvSection, PolicySection
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import load_adapters
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.spec import handshake
@@ -28,6 +27,8 @@ def check(policy: PolicySection, env: EnvSection) -> None:
     if policy.backbone is None:
         _check_backbone(local_folder(policy.path) / BACKBONE_FOLDER)
     if policy.adapter is not None:
+        from rl_finetune.policy.adapters import load_adapters  # peft takes two seconds to import
+
         load_adapters(loaded, Path(policy.adapter))
     envs.make(env.name, 1, **env.options).close()
 

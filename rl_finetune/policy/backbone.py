@@ -7,11 +7,13 @@ This is the one file that imports transformers. The image processor and the prom
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3_5Tokenizer
@@ -181,18 +183,27 @@ def load_backbone(name_or_path: str, max_tokens: int, dtype: torch.dtype, views:
     View tags that the tokenizer does not know are added to it, and the embedding grows if it has to.
 
     Raises:
-        UserError: nothing loadable there.
+        UserError: nothing loadable there, or some weights are missing (transformers would fill in random ones).
     """
+    refused = partial(
+        UserError,
+        "backbone cannot be loaded",
+        expected="a Qwen3.5 folder or hub id",
+        do="check the name, and for a hub id the network and HF_HUB_OFFLINE",
+    )
+    if Path(name_or_path).is_dir() and not (Path(name_or_path) / "config.json").is_file():
+        # transformers would build its default configuration instead: nine billion parameters.
+        raise refused(got=f"no config.json in {name_or_path}")
     try:
-        model = Qwen3_5ForConditionalGeneration.from_pretrained(name_or_path, dtype=dtype)
+        model, found = Qwen3_5ForConditionalGeneration.from_pretrained(
+            name_or_path, dtype=dtype, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            "backbone cannot be loaded",
-            got=f"{name_or_path}: {_first_line(error)}",
-            expected="a Qwen3.5 folder or hub id",
-            do="check the name, and for a hub id the network and HF_HUB_OFFLINE",
-        ) from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise refused(got=f"{name_or_path}: {_first_line(error)}") from error
+    if found["missing_keys"]:
+        first, *more = sorted(found["missing_keys"])
+        raise refused(got=f"{name_or_path} without the weights {first} and {len(more)} others")
     tags = [tag for view in views for tag in view_tokens(view)]
     tokenizer.add_special_tokens({"additional_special_tokens": tags})
     if len(tokenizer) > model.config.text_config.vocab_size:

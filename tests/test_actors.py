@@ -1,0 +1,296 @@
+"""Collecting and playing: nothing depends on how environments are spread (flow_rl: test 11), and ends are told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from builders import episode_keys, tiny_policy
+
+import envs
+from actors.env_runner import shares
+from actors.evaluator import Shuffle, _shuffled, run_episodes
+from actors.film import film_episodes
+from actors.rollout import collect
+from envs.base import VectorEnv
+from learners.advantages import score
+from learners.objectives.ppo import ppo_loss
+from learners.update import run_update
+from rl_finetune.config.schema import PPOSection
+from rl_finetune.policy import FlowSDE, QwenVLAPolicy
+from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.sampler import draw_noise
+from rl_finetune.types import ActionChunk, ChunkOutcome, Context, Observation, SeedKeys, Trajectory
+
+LAW = FlowSDE()
+CHUNKS = 5
+"""A standing arm is cut off in the fourth, so that one chunk of a second episode is played."""
+
+
+@pytest.fixture(scope="module")
+def policy() -> QwenVLAPolicy:
+    return tiny_policy()
+
+
+@dataclass
+class Recorder(VectorEnv):
+    """Passes everything on and keeps what went by."""
+
+    env: VectorEnv
+    first: list[Observation] = field(default_factory=list)
+    chunks: list[ActionChunk] = field(default_factory=list)
+    outcomes: list[ChunkOutcome] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.spec, self.num_envs = self.env.spec, self.env.num_envs
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        self.first.append(self.env.reset(keys))
+        return self.first[-1]
+
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        self.chunks.append(chunk)
+        self.outcomes.append(self.env.step_chunk(chunk))
+        return self.outcomes[-1]
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def play(policy: QwenVLAPolicy, first: int, num: int, *, cache: bool = True) -> tuple[Trajectory, Recorder]:
+    """One actor's round with the global environments `first`..."""
+    with Recorder(envs.make("widowx_reach", num)) as env:
+        made = collect(
+            policy, env, episode_keys(num, seed=3, first=first), chunks=CHUNKS, body=WIDOWX, law=LAW,
+            cache_contexts=cache, policy_version=7,
+        )  # fmt: skip
+    return made, env
+
+
+Round = tuple[Trajectory, Recorder]
+
+
+@pytest.fixture(scope="module")
+def whole(policy: QwenVLAPolicy) -> Round:
+    return play(policy, 0, 8)
+
+
+@pytest.fixture(scope="module")
+def halves(policy: QwenVLAPolicy) -> tuple[Round, Round]:
+    return play(policy, 0, 4), play(policy, 4, 4)
+
+
+def test_environments_are_shared_out_in_order() -> None:
+    assert [part.tolist() for part in shares(7, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+def test_one_actor_or_two_see_the_same_states_and_noise(whole: Round, halves: tuple[Round, Round]) -> None:
+    (one, env), (two, others) = whole, zip(*halves, strict=True)
+    privileged = [np.concatenate([o.first[0].privileged for o in others]), env.first[0].privileged]
+    assert np.array_equal(*privileged)
+    pictures = np.concatenate([o.first[0].images["ego"] for o in others])
+    assert np.array_equal(pictures, env.first[0].images["ego"])
+    assert np.array_equal(np.concatenate([t.step for t in two], axis=1), one.step)
+    noise = draw_noise(one.keys, np.zeros(8, np.int64), 8, 16, LAW)
+    assert np.array_equal(one.step[0], noise.step)
+    at_start = one.step[0] == 0
+    assert at_start.any() and np.array_equal(one.x[0, at_start], noise.start[torch.from_numpy(at_start)])
+
+
+def test_one_actor_or_two_take_the_same_first_actions(whole: Round, halves: tuple[Round, Round]) -> None:
+    (one, env), (two, others) = whole, zip(*halves, strict=True)
+    actions = np.concatenate([o.chunks[0].actions for o in others])
+    np.testing.assert_allclose(actions, env.chunks[0].actions, rtol=0, atol=1e-5)
+    assert np.abs(actions).max() > 0.01
+    for name in ("x", "x_next", "log_prob", "value"):
+        joined = np.concatenate([getattr(t, name)[0] for t in two])
+        np.testing.assert_allclose(joined, getattr(one, name)[0], rtol=0, atol=1e-4)
+
+
+def test_trajectory_has_the_shapes_and_keys_it_promises(whole: Round) -> None:
+    made, env = whole
+    t, n = CHUNKS, 8
+    for name in ("x", "x_next", "action_mask"):
+        assert getattr(made, name).shape == (t, n, 8, 16), name
+    for name in ("log_prob", "reward"):
+        assert getattr(made, name).shape == (t, n, 8), name
+    for name in ("step", "steps_executed", "terminated", "truncated", "success", "value", "next_value"):
+        assert getattr(made, name).shape == (t, n), name
+    assert isinstance(made.inputs, Context) and made.inputs.hidden.shape == (t * n, 60, 128)
+    assert made.inputs.positions.shape == (3, t * n, 60)
+    assert made.transitions == 40 and made.policy_version == 7 and made.keys.env.tolist() == list(range(8))
+    assert made.value.dtype == made.next_value.dtype == made.log_prob.dtype == np.float32
+    assert 0.001 < made.executed_std < 0.2
+
+
+def test_mask_holds_used_channels_of_executed_steps(whole: Round) -> None:
+    made, _ = whole
+    assert (made.steps_executed < 8).any() and (made.steps_executed == 8).any()
+    for index in np.ndindex(made.steps_executed.shape):
+        executed = made.steps_executed[index]
+        assert made.action_mask[index][:executed, :7].all()
+        assert made.action_mask[index].sum() == executed * 7
+
+
+def test_noise_of_later_episodes_is_keyed_by_their_number(whole: Round) -> None:
+    """An environment that restarts counts chunks from zero in the next episode."""
+    made, env = whole
+    ended = made.terminated | made.truncated
+    assert ended[:-1].any()
+    episode, number = np.zeros(8, np.int64), np.zeros(8, np.int64)
+    for t in range(CHUNKS):
+        noise = draw_noise(SeedKeys(3, np.arange(8), episode), number, 8, 16, LAW)
+        assert np.array_equal(made.step[t], noise.step)
+        at_start = made.step[t] == 0
+        assert np.array_equal(made.x[t, at_start], noise.start[torch.from_numpy(at_start)])
+        episode, number = episode + ended[t], np.where(ended[t], 0, number + 1)
+
+
+def test_stored_observations_are_those_that_were_cached(policy: QwenVLAPolicy, whole: Round) -> None:
+    made, _ = play(policy, 0, 8, cache=False)
+    assert isinstance(made.inputs, Observation) and len(made.inputs) == 40
+    with torch.no_grad():
+        again = policy.encode(made.inputs)
+    assert isinstance(whole[0].inputs, Context)
+    torch.testing.assert_close(again.hidden, torch.from_numpy(whole[0].inputs.hidden), rtol=0, atol=1e-5)
+    assert np.array_equal(made.x_next, whole[0].x_next)
+
+
+def test_what_was_collected_has_ratio_one(policy: QwenVLAPolicy, whole: Round, halves: tuple[Round, Round]) -> None:
+    """The whole path: world, contexts, chain, log-density, minibatches of other sizes."""
+    data = [score(made, gamma=0.99, lam=0.95) for made in (whole[0], halves[0][0], halves[1][0])]
+    report = run_update(
+        policy, data, objective=ppo_loss, optimise=lambda loss: None, config=PPOSection(epochs=1, minibatch=20),
+        law=LAW, seed=0, version=0,
+    )  # fmt: skip
+    assert report.first_ratio_error < 1e-4 and report.diagnostics["ratio_error"] < 1e-4
+
+
+# ---- a scripted world, in which every observation can be recognised
+
+Ends = Sequence[str]
+"""One a chunk: "" goes on, "T" terminated, "S" terminated with success, "C" cut by the time limit."""
+
+
+class Script(VectorEnv):
+    """Plays scripted ends, two executed steps where one ends; the picture of a state names it."""
+
+    def __init__(self, ends: Sequence[Ends]) -> None:
+        self.ends, self.num_envs, self.spec = ends, len(ends), envs.spec("widowx_reach")
+        self.time = 0
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        self.time = 0
+        return self.see(range(self.num_envs), "start")
+
+    def see(self, rows: Sequence[int], kind: str) -> Observation:
+        pictures = []
+        for row in rows:
+            number = hash((row, self.time, {"start": 0, "state": 1, "final": 2}[kind])) % 2**32
+            pictures.append(np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        return Observation({"ego": np.stack(pictures)}, tuple(f"touch block {row}" for row in rows), "widowx")
+
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        now = np.array([ends[self.time] if self.time < len(ends) else "" for ends in self.ends])
+        self.time += 1
+        over = np.flatnonzero(now != "")
+        reward = np.zeros((self.num_envs, 8), np.float32)
+        reward[now == "S", 1] = 1
+        return ChunkOutcome(
+            reward=reward,
+            steps_executed=np.where(now != "", 2, 8),
+            terminated=(now == "T") | (now == "S"),
+            truncated=now == "C",
+            success=now == "S",
+            observation=self.see(range(self.num_envs), "state"),
+            final_index=over,
+            final_observation=self.see(over.tolist(), "final") if over.size else None,
+            reward_terms={"success": reward},
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def values_of(policy: QwenVLAPolicy, observation: Observation) -> np.ndarray:
+    with torch.no_grad():
+        return policy.value(policy.encode(observation)).numpy()
+
+
+def test_bootstrap_values_by_the_way_an_episode_ended(policy: QwenVLAPolicy) -> None:
+    world = Recorder(Script([["", "", ""], ["", "T", ""], ["C", "", "S"], ["", "C", "C"]]))
+    made = collect(
+        policy, world, episode_keys(4), chunks=3, body=WIDOWX, law=LAW, cache_contexts=True, policy_version=0
+    )
+    boundary = [values_of(policy, outcome.observation) for outcome in world.outcomes]
+    final = {
+        (t, int(env)): values_of(policy, outcome.final_observation)[row]
+        for t, outcome in enumerate(world.outcomes)
+        for row, env in enumerate(outcome.final_index)
+        if outcome.final_observation is not None
+    }
+    expected = np.stack(boundary)
+    for (t, env), value in final.items():
+        expected[t, env] = value if made.truncated[t, env] else 0.0
+    np.testing.assert_allclose(made.next_value, expected, rtol=0, atol=1e-5)
+    assert (made.next_value == 0).sum() == 2  # the two that were terminated
+    np.testing.assert_allclose(made.value[1:], np.stack(boundary[:-1]), rtol=0, atol=1e-5)
+    assert abs(final[0, 2] - boundary[0][2]) > 1e-3  # the final state is not the one that the restart shows
+    assert made.steps_executed[:, 2].tolist() == [2, 8, 2]
+
+
+def test_an_episode_counts_until_its_first_end(policy: QwenVLAPolicy) -> None:
+    """What a restarted environment does afterwards belongs to another episode."""
+    world = Script([["S", "T"], ["T", "S"], ["", "C", "S"], ["", "", "", "S"]])
+    results = run_episodes(policy, world, episode_keys(4), temperature=0.6)
+    assert results.success.tolist() == [True, False, False, True]
+    assert results.steps.tolist() == [2, 2, 10, 26]
+    assert world.time == 4
+
+
+def test_playing_is_repeatable(policy: QwenVLAPolicy) -> None:
+    with Recorder(envs.make("widowx_reach", 4)) as env:
+        for _ in range(2):
+            results = run_episodes(policy, env, episode_keys(4, seed=9), temperature=0.6)
+    rounds = len(env.chunks) // 2
+    assert len(env.chunks) == 2 * rounds and results.steps.max() <= 32
+    for one, two in zip(env.chunks[:rounds], env.chunks[rounds:], strict=True):
+        assert np.array_equal(one.actions, two.actions)
+
+
+@pytest.mark.parametrize("num", [2, 3, 50])
+@pytest.mark.parametrize("shuffle", ["images", "instructions"])
+def test_shuffling_gives_everyone_what_is_anothers(num: int, shuffle: Shuffle) -> None:
+    pictures = np.broadcast_to(np.arange(num, dtype=np.uint8)[:, None, None, None], (num, 2, 2, 3))
+    plain = Observation({"ego": pictures}, tuple(map(str, range(num))), "widowx", privileged=np.zeros((num, 1)))
+    for seed in range(20):
+        mixed = _shuffled(plain, shuffle, seed)
+        seen = mixed.images["ego"][:, 0, 0, 0].astype(int)
+        asked = np.array([int(text) for text in mixed.instruction])
+        moved, stayed = (seen, asked) if shuffle == "images" else (asked, seen)
+        assert stayed.tolist() == list(range(num))
+        assert (moved != np.arange(num)).all() and sorted(moved) == list(range(num))
+        again = _shuffled(plain, shuffle, seed)
+        assert again.instruction == mixed.instruction and np.array_equal(again.images["ego"], mixed.images["ego"])
+    assert _shuffled(plain, "none", 0) is plain
+
+
+@pytest.fixture(scope="module")
+def filmed(policy: QwenVLAPolicy) -> Iterator[tuple[list, Recorder]]:
+    with envs.make("widowx_reach", 3) as env:
+        yield film_episodes(policy, env, episode_keys(3, seed=9, first=5), temperature=0.6), env
+
+
+def test_a_film_has_a_frame_for_every_step(policy: QwenVLAPolicy, filmed: tuple[list, Recorder]) -> None:
+    films, _ = filmed
+    with envs.make("widowx_reach", 3) as env:
+        results = run_episodes(policy, env, episode_keys(3, seed=9, first=5), temperature=0.6)
+        first = env.reset(episode_keys(3, seed=9, first=5))
+    assert [len(film.frames) for film in films] == (results.steps + 1).tolist()
+    assert [film.success for film in films] == results.success.tolist()
+    assert [film.episode for film in films] == [5, 6, 7]
+    for film, picture, text in zip(films, first.images["ego"], first.instruction, strict=True):
+        assert np.array_equal(film.frames[0], picture) and film.instruction == text
