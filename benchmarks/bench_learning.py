@@ -1,12 +1,13 @@
 """What caching contexts and sending adapters only are worth, side by side in one run on one thread.
 
-python -m benchmarks.bench_learning out.json [--policy FOLDER] [--envs 64] [--repeats 3]
+    python -m benchmarks.bench_learning out.json [--policy FOLDER] [--envs 64] [--repeats 3]
 
-epoch    one PPO epoch on the contexts that were encoded at rollout, against one that encodes the observations again:
-         the same decisions, minibatches and starting weights, through `learners.update.run_update` with torch's
-         Adam. The backbone is frozen in both, so the second pays for its forward pass only. The two take turns;
-         medians are compared.
-sync     bytes of one `TrainedWeights` with the default adapters, against those of the whole policy.
+Two things are measured:
+
+    epoch  one PPO epoch on the contexts that were encoded at rollout, against one that encodes the observations again:
+           the same decisions, minibatches and starting weights, through `learners.update.run_update` with torch's Adam.
+           The backbone is frozen in both, so the second pays for its forward pass only. They take turns; medians count.
+    sync   bytes of one `TrainedWeights` with the default adapters, against those of the whole policy.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> None:
 
 
 def measure(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, repeats: int) -> Epochs:
-    """Collect the same chunks twice, keeping contexts and keeping observations, and take turns in learning from them."""
+    """Collect the same chunks with contexts and with observations, and take turns in learning from them."""
     cached, encoded = (_collect(policy, job, num_envs, cache) for cache in (True, False))
     np.testing.assert_array_equal(cached.trajectory.x, encoded.trajectory.x)
     start = trained_state(policy)

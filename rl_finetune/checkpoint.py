@@ -92,7 +92,7 @@ def load_state(folder: Path) -> RunState:
     """Verify every file of a checkpoint against its manifest and read its state.
 
     Raises:
-        UserError: a file is missing, truncated or changed.
+        UserError: a file is missing, truncated or changed, or another version of this code wrote it.
     """
     advice = f"remove {folder} to go on from the checkpoint before it"
     try:
@@ -109,7 +109,13 @@ def load_state(folder: Path) -> RunState:
             raise UserError(
                 f"checkpoint file {folder / name} is damaged", got=got, expected=f"hash {digest[:12]}", do=advice
             )
-    return RunState(**{**state, "recent": tuple(state["recent"])})
+    try:
+        return RunState(**{**state, "recent": tuple(state["recent"])})
+    except (TypeError, KeyError) as error:
+        raise UserError(
+            "checkpoint is of another version of this code", got=f"{folder / STATE}: {error}",
+            expected=f"counters of version {rl_finetune.__version__}", do="resume with the version that wrote it",
+        ) from error  # fmt: skip
 
 
 def _all(run: Path) -> list[Path]:

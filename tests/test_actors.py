@@ -1,9 +1,9 @@
-"""Collecting and playing: nothing depends on how environments are spread (flow_rl: test 11), and ends are told apart."""
+"""Collecting and playing: how environments are spread changes nothing (flow_rl: test 11), and ends are told apart."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -111,7 +111,7 @@ def test_one_actor_or_two_take_the_same_first_actions(whole: Round, halves: tupl
 
 
 def test_trajectory_has_the_shapes_and_keys_it_promises(whole: Round) -> None:
-    made, env = whole
+    made, _ = whole
     t, n = CHUNKS, 8
     for name in ("x", "x_next", "action_mask"):
         assert getattr(made, name).shape == (t, n, 8, 16), name
@@ -137,7 +137,7 @@ def test_mask_holds_used_channels_of_executed_steps(whole: Round) -> None:
 
 def test_noise_of_later_episodes_is_keyed_by_their_number(whole: Round) -> None:
     """An environment that restarts counts chunks from zero in the next episode."""
-    made, env = whole
+    made, _ = whole
     ended = made.terminated | made.truncated
     assert ended[:-1].any()
     episode, number = np.zeros(8, np.int64), np.zeros(8, np.int64)

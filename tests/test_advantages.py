@@ -1,4 +1,4 @@
-"""Credit assignment by hand: chunks of different lengths, two ways to end, and groups (flow_rl: test 10, traps 6 and 7)."""
+"""Credit assignment by hand: chunk lengths, two ways to end, and groups (flow_rl: test 10, traps 6 and 7)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_three_chunks_of_different_lengths_by_hand() -> None:
 
 
 def test_trap_6_truncation_bootstraps_and_termination_does_not() -> None:
-    """Three environments: one goes on, one is terminated, one truncated after the first chunk; both ends cut the trace."""
+    """One environment goes on, one is terminated, one truncated after the first chunk; both ends cut the trace."""
     ones = np.ones((2, 3), np.float32)
     terminated, truncated = np.zeros((2, 3), bool), np.zeros((2, 3), bool)
     terminated[0, 1] = truncated[0, 2] = True

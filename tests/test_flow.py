@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def test_hybrid_samples_have_the_moments_of_the_closed_form(num_steps: int, step
 def test_a_chain_of_sde_steps_has_the_moments_of_the_closed_form(num_steps: int) -> None:
     rng, grid = torch.Generator().manual_seed(1), euler_grid(num_steps)
     x = torch.randn(100_000, generator=rng)
-    for tau, following in zip(grid[:-1], grid[1:], strict=True):
+    for tau, following in pairwise(grid):
         mean, std = sde_step(x, exact_velocity(x, tau), tau, following, LEVEL)
         x = mean + std * torch.randn(len(x), generator=rng)
     assert_moments(x, *moments(num_steps, set(range(num_steps))))
@@ -161,7 +162,7 @@ def test_path_and_velocity_are_consistent() -> None:
 def test_no_noise_is_the_ode() -> None:
     x, v = torch.randn(5, 3, 2), torch.randn(5, 3, 2)
     grid = euler_grid(4)
-    for tau, following in zip(grid[:-1], grid[1:], strict=True):
+    for tau, following in pairwise(grid):
         mean, std = sde_step(x, v, tau, following, 0.0)
         torch.testing.assert_close(mean, ode_step(x, v, tau, following))
         assert std == 0
@@ -170,7 +171,7 @@ def test_no_noise_is_the_ode() -> None:
 def test_conventions_of_time_agree() -> None:
     """Test 6: in s = 1 - tau with u = -v the step is Euler-Maruyama of dx = (u + sigma^2 / 2 score) ds + sigma dW."""
     x, v, grid = torch.randn(7), torch.randn(7), euler_grid(4)
-    for tau, following in zip(grid[1:-1], grid[2:], strict=True):
+    for tau, following in pairwise(grid[1:]):
         s, s_next, u = 1 - tau, 1 - following, -v
         sigma, delta = LEVEL * torch.sqrt((1 - s) / s), s_next - s
         gradient = -(x - s * u) / (1 - s)
@@ -243,7 +244,8 @@ def test_log_density_by_hand() -> None:
     found = gaussian_log_prob(x, mean, torch.tensor(2.0), mask)
     assert found.item() == pytest.approx(sum(each), rel=1e-6)
     np.testing.assert_allclose(gaussian_log_prob(x, mean, torch.tensor(2.0), mask, dims=(-1,))[0], each, rtol=1e-6)
-    assert gaussian_log_prob(x.bfloat16(), mean, torch.tensor(2.0), mask).dtype == torch.float32
+    half = gaussian_log_prob(x.bfloat16(), mean.bfloat16(), torch.tensor(2.0).bfloat16(), mask)
+    assert half.dtype == torch.float32 and half.item() == pytest.approx(sum(each), rel=1e-6)
 
 
 # ---- traps that other systems fell into
@@ -334,7 +336,8 @@ def test_trap_5_noise_and_chain_are_float32_whatever_the_models_type() -> None:
     law = FlowSDE(4, LEVEL)
     noise = draw_noise(episode_keys(8), np.zeros(8, np.int64), 8, 16, law)
     mask = torch.ones(8, 8, 16, dtype=torch.bool)
-    assert noise.start.dtype == noise.transition.dtype == torch.float32
+    for tensor in (noise.start, noise.transition):
+        assert tensor.dtype == torch.float32 and not torch.equal(tensor, tensor.bfloat16().float())
     _, moved = sample_flow_sde(lambda x, tau: curved(x, tau).bfloat16(), noise, law, mask)
     for tensor in (moved.x, moved.x_next, moved.log_prob):
         assert tensor.dtype == torch.float32

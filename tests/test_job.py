@@ -74,8 +74,8 @@ def resumed(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
 def bereaved(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run of many small rounds, one of whose runners is killed after the second."""
     folder = tmp_path_factory.mktemp("bereaved") / "run"
-    words = ("train", "--config", "smoke", "run.iterations=80", "run.checkpoint_every=100", "env.num_envs=2")
-    small = ("rollout.chunks=1", "ppo.minibatch=2", "evaluation.episodes=2", "evaluation.clips=0")
+    words = ("train", "--config", "smoke", "run.iterations=80", "run.checkpoint_every=100", "env.num_envs=4")
+    small = ("rollout.chunks=1", "ppo.minibatch=4", "evaluation.episodes=2", "evaluation.clips=0")
     job = Job(folder, *words, *small, f"policy.path={policy}", f"run.folder={folder}")
     job.wait_until(lambda found: len(found) >= 2)
     job.kill_one("ray::FlowEnvRun")
@@ -243,7 +243,8 @@ def _truncated_adapter(home: Path, _: Path, straight: Path) -> Bad:
 
 def _missing_library(home: Path, _: Path, __: Path) -> Bad:
     (home / "lib").mkdir()
-    (home / "lib" / "libEGL.so.1").touch()
+    for name in ("libEGL.so", "libEGL.so.1"):  # found first, and no library
+        (home / "lib" / name).touch()
     return Bad([], "cannot draw offscreen", {"LD_LIBRARY_PATH": str(home / "lib"), "MUJOCO_GL": "egl"})
 
 

@@ -132,7 +132,7 @@ def test_prompt_is_worded_as_in_the_paper() -> None:
 
 
 def test_tokens_mask_and_positions(policy: QwenVLAPolicy) -> None:
-    """Text counts on in all three; a picture holds its time and counts rows and columns; text goes on after the largest."""
+    """Text counts on in all three; a picture holds its time and counts rows and columns; text then goes on."""
     one = replace(observations(2), instruction=("reach the red block", "move the gripper to the yellow block"))
     inputs = policy.eyes.tokenise(one, WIDOWX)
     length = inputs.mask.sum(1)
@@ -342,7 +342,7 @@ def test_chunks_come_in_the_environments_units(policy: QwenVLAPolicy, context: T
     assert np.array_equal(chunk.actions, again.actions)
     assert not np.array_equal(chunk.actions, policy.act(context, keys, zero, WIDOWX, temperature=1.0).actions)
     finer = policy.act(context, keys, zero, WIDOWX, temperature=0.6, num_steps=8)
-    assert 0 < np.abs(chunk.actions - finer.actions).max()
+    assert np.abs(chunk.actions - finer.actions).max() > 0
 
 
 def test_quantiles_by_hand() -> None:
@@ -457,12 +457,12 @@ def test_a_backbone_of_another_width_is_refused(folder: Path, tmp_path: Path) ->
     damaged = copied(folder, tmp_path)
     path = damaged / "config.json"
     path.write_text(path.read_text().replace('"context_width": 128', '"context_width": 64'))
-    with pytest.raises(UserError, match="do not fit config.json at 'decoder.context_proj.weight'"):
+    with pytest.raises(UserError, match=r"do not fit config\.json at 'decoder\.context_proj\.weight'"):
         QwenVLAPolicy.from_pretrained(damaged)
 
 
 def test_a_missing_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="policy not found: got .*nowhere.*; expected an existing folder or a hub id"):
+    with pytest.raises(UserError, match=r"policy not found: got .*nowhere.*; expected an existing folder or a hub id"):
         QwenVLAPolicy.from_pretrained(tmp_path / "nowhere")
 
 

@@ -36,7 +36,7 @@ def test_it_starts_where_reinforcement_learning_has_something_to_do(successes: d
 
 
 def test_without_its_pictures_it_is_lost(successes: dict[Shuffle, int]) -> None:
-    """A block has a success zone of about a fiftieth of the workspace: blind reaching finds the right one by accident."""
+    """A success zone is about a fiftieth of the workspace: blind reaching finds the right one by accident."""
     assert wilson(successes["images"], EPISODES)[1] < 0.12
     assert wilson(successes["images"], EPISODES)[1] < wilson(successes["none"], EPISODES)[0]
 

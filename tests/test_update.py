@@ -1,8 +1,9 @@
-"""One update as plain torch: which decisions go where, what the first ratio is, and that learning goes the right way."""
+"""One update as plain torch: which decisions go where, what the first ratio is, and that learning goes uphill."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,7 @@ def update(policy: QwenVLAPolicy, data: list[ScoredTrajectory], **changes: Any) 
         loss.backward()
         adam.step()
 
-    return run_update(
-        policy, data, objective=ppo_loss, optimise=optimise, config=settings, law=LAW, seed=0, version=4
-    )
+    return run_update(policy, data, objective=ppo_loss, optimise=optimise, config=settings, law=LAW, seed=0, version=4)
 
 
 # ---- minibatches
@@ -63,7 +62,7 @@ def test_ranks_share_each_minibatch_of_one_permutation() -> None:
     for number, whole in enumerate(alone):
         parts = [rank[number] for rank in three]
         assert [len(part) for part in parts] == [4, 4, 4]
-        assert sorted(sum(parts, [])) == sorted(whole)
+        assert sorted(chain(*parts)) == sorted(whole)
 
 
 def test_order_follows_from_seed_update_and_epoch() -> None:
@@ -216,9 +215,7 @@ def test_update_raises_the_probability_of_what_was_rewarded() -> None:
     good = np.arange(64)[None] % 2 == 0
     reward = np.where(good[..., None], 1.0, -1.0).astype(np.float32) / HORIZON * np.ones(HORIZON, np.float32)
     nothing = np.zeros((1, 64), np.float32)
-    data = scored(
-        replace(made, reward=reward, value=nothing, next_value=nothing, terminated=np.ones((1, 64), bool))
-    )
+    data = scored(replace(made, reward=reward, value=nothing, next_value=nothing, terminated=np.ones((1, 64), bool)))
     batch, everyone = flatten(data, normalise=False), np.arange(64)
     update(policy, data, lr=3e-4, epochs=3)
     with torch.no_grad():

@@ -49,6 +49,7 @@ class CameraRenderer:
         except Exception as error:  # EGL and OSMesa each raise their own kinds
             raise cannot_draw(error) from error
         self._release = weakref.finalize(self, _release, self._screen, self._context)
+        self._release.atexit = False  # type: ignore[misc]  # EGL has closed its display by then
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=100)
         self._scene.flags[[int(flag) for flag in OFF]] = False

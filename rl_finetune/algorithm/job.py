@@ -14,7 +14,15 @@ import rl_finetune
 from actors.evaluator import EpisodeResults
 from rl_finetune import checkpoint
 from rl_finetune.algorithm import cluster, preflight
-from rl_finetune.algorithm.run_folder import replace_folder, claimed, load_clips, load_report, save_clips, save_report, write_json
+from rl_finetune.algorithm.run_folder import (
+    claimed,
+    load_clips,
+    load_report,
+    replace_folder,
+    save_clips,
+    save_report,
+    write_json,
+)
 from rl_finetune.config import TrainConfig, dump
 from rl_finetune.metrics.console import Dashboard
 from rl_finetune.metrics.intervals import paired_gain, wilson
