@@ -118,6 +118,19 @@ def load_state(folder: Path) -> RunState:
         ) from error  # fmt: skip
 
 
+def check_learners(state: RunState, num_learners: int) -> None:
+    """Each learner reads the optimizer shard of its own rank: there must be as many as wrote them.
+
+    Raises:
+        UserError: there are not.
+    """
+    if state.num_learners != num_learners:
+        raise UserError(
+            "checkpoint was written by another number of learners", got=f"learner.num_learners={num_learners}",
+            expected=state.num_learners, do=f"resume with learner.num_learners={state.num_learners}",
+        )  # fmt: skip
+
+
 def _all(run: Path) -> list[Path]:
     return sorted(p for p in (run / FOLDER).glob("[0-9]*") if p.is_dir())
 

@@ -12,7 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl_finetune.checkpoint import FOLDER, KEEP, MANIFEST, STATE, RunState, complete, load_state, newest, save
+from rl_finetune.checkpoint import (
+    FOLDER,
+    KEEP,
+    MANIFEST,
+    STATE,
+    RunState,
+    check_learners,
+    complete,
+    load_state,
+    newest,
+    save,
+)
 from rl_finetune.errors import UserError
 from rl_finetune.weights import DamagedWeights, TrainedWeights, checksum
 
@@ -155,6 +166,12 @@ def test_counters_of_another_version_are_refused(tmp_path: Path, change: dict[st
     (folder / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="of another version of this code"):
         load_state(folder)
+
+
+def test_shards_fit_the_number_of_learners_that_wrote_them() -> None:
+    check_learners(STATE_10, 2)
+    with pytest.raises(UserError, match=r"got learner\.num_learners=3; expected 2; resume with"):
+        check_learners(STATE_10, 3)
 
 
 def test_losing_actors_is_counted() -> None:

@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> int:
     with claimed(folder, resume=config.run.resume):
         resumed = checkpoint.newest(folder) if config.run.resume else None
         if resumed is not None:
-            checkpoint.load_state(resumed)
+            checkpoint.check_learners(checkpoint.load_state(resumed), config.learner.num_learners)
         (folder / "config.yaml").write_text(dump(config))
         _Job(config, folder).run(resumed)
     return 0
