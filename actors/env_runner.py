@@ -34,8 +34,10 @@ class FlowEnvRunner(EnvRunner):
         super().__init__(config=config, **kwargs)
         self.job = TrainConfig.model_validate(config.env_config[JOB_KEY])
         self.env_ids = shares(self.job.env.num_envs, self.num_workers)[self.worker_index - 1]
-        self.player = Player(self.job.policy, self.job.env, self.job.evaluation, len(self.env_ids))
-        self.player.policy = add_adapters(self.player.policy, self.job.lora, seed=self.job.run.seed).eval()
+        job, gpus = self.job, self.job.rollout.gpus
+        self.player = Player(job.policy, job.env, job.evaluation, len(self.env_ids), gpus=gpus)
+        adapted = add_adapters(self.player.policy, job.lora, seed=job.run.seed)
+        self.player.policy = adapted.to(self.player.policy.device).eval()
         self.version = 0
         settings = self.job.rollout
         self.law = FlowSDE(settings.denoising_steps, settings.noise_level, settings.sde_step)

@@ -11,6 +11,7 @@ import envs
 from actors.evaluator import EpisodeResults, Shuffle, run_episodes
 from actors.film import Film, film_episodes
 from rl_finetune.config.schema import EnvSection, EvaluationSection, PolicySection
+from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import load_adapters, merge_adapters
 from rl_finetune.spec import handshake
@@ -20,8 +21,12 @@ from rl_finetune.types import IntArray, SeedKeys
 class Player:
     """Success and clips of one policy."""
 
-    def __init__(self, policy: PolicySection, env: EnvSection, evaluation: EvaluationSection, num_envs: int) -> None:
+    def __init__(
+        self, policy: PolicySection, env: EnvSection, evaluation: EvaluationSection, num_envs: int, *, gpus: float = 0
+    ) -> None:
         """Load the policy (a starting adapter is folded in) and build `num_envs` environments in this process.
+
+        With `gpus` > 0, as granted by Ray, the policy runs on the GPU.
 
         Raises:
             UserError: policy, adapter or environment cannot be used, or they do not fit each other.
@@ -32,6 +37,7 @@ class Player:
         self.policy = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone)
         if policy.adapter is not None:
             self.policy = merge_adapters(load_adapters(self.policy, Path(policy.adapter)))
+        self.policy.to(device_for(gpus))
         self.body = handshake(self.policy.config.embodiments, self.env.spec)
 
     def play(self, episodes: IntArray, shuffle: Shuffle = "none") -> EpisodeResults:
@@ -56,3 +62,19 @@ class Player:
 
     def _keys(self, episodes: IntArray) -> SeedKeys:
         return SeedKeys(self.settings.seed, episodes, np.zeros_like(episodes))
+
+
+def device_for(gpus: float) -> torch.device:
+    """The first GPU that Ray shows this process, if it was granted any; else the CPU.
+
+    Raises:
+        UserError: one was granted, but torch cannot use it.
+    """
+    if gpus <= 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            "a GPU was asked for", got=f"torch {torch.__version__} without CUDA", expected="a CUDA build and a GPU",
+            do="install torch's CUDA build, or set gpus to 0",
+        )  # fmt: skip
+    return torch.device("cuda")

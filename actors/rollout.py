@@ -72,7 +72,7 @@ def collect(
         now = SeedKeys(keys.seed, keys.env, episode)
         chunk, transition = policy.sample(context, now, number, body, law)
         outcome = env.step_chunk(chunk)
-        decisions.append(_Decision(seen, context, policy.value(context).numpy(), chunk, transition, outcome))
+        decisions.append(_Decision(seen, context, policy.value(context).cpu().numpy(), chunk, transition, outcome))
         ended = outcome.terminated | outcome.truncated
         episode, number = episode + ended, np.where(ended, 0, number + 1)
         seen = outcome.observation
@@ -115,7 +115,7 @@ def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArra
 
 
 def _values(policy: QwenVLAPolicy, observation: Observation) -> FloatArray:
-    return policy.value(policy.encode(observation)).numpy()
+    return policy.value(policy.encode(observation)).cpu().numpy()
 
 
 def _trajectory(
@@ -130,7 +130,7 @@ def _trajectory(
         return np.stack([getattr(d.outcome, name) for d in decisions])
 
     def transitions(name: str) -> np.ndarray:
-        return np.stack([getattr(d.transition, name).numpy() for d in decisions])
+        return np.stack([getattr(d.transition, name).cpu().numpy() for d in decisions])
 
     executed: IntArray = stacked("steps_executed")
     valid = np.stack([d.chunk.mask for d in decisions])

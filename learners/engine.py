@@ -108,7 +108,9 @@ class Engine:
             fields = {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
             with torch.no_grad():
                 partition.copy_(fields.pop("master"))
-            self._engine.optimizer.optimizer.state[partition] = fields
+            self._engine.optimizer.optimizer.state[partition] = {
+                key: value if key == "step" else value.to(partition.device) for key, value in fields.items()
+            }
 
     def _masters(self) -> list[nn.Parameter]:
         return self._engine.optimizer.single_partition_of_fp32_groups

@@ -124,17 +124,21 @@ def run_update(
 
 def loss_inputs(policy: QwenVLAPolicy, batch: Batch, index: IntArray, law: FlowSDE) -> LossInputs:
     """Score one minibatch under the present weights; observations are encoded again where contexts were not cached."""
-    rows = torch.from_numpy(index)
-    inputs = batch.inputs
+    rows, inputs = torch.from_numpy(index), batch.inputs
+
+    def here(tensor: Tensor) -> Tensor:
+        return tensor[rows].to(policy.device)
+
     context = inputs.rows(rows) if isinstance(inputs, TorchContext) else policy.encode(inputs.rows(index))
-    log_prob = policy.log_prob(context, batch.x[rows], batch.x_next[rows], batch.step[rows], law, batch.mask[rows])
+    context = context.to(policy.device)
+    log_prob = policy.log_prob(context, here(batch.x), here(batch.x_next), here(batch.step), law, here(batch.mask))
     return LossInputs(
         log_prob=log_prob.sum(-1),
-        old_log_prob=batch.old_log_prob[rows],
-        advantage=batch.advantage[rows],
+        old_log_prob=here(batch.old_log_prob),
+        advantage=here(batch.advantage),
         value=policy.value(context),
-        old_value=batch.old_value[rows],
-        returns=batch.returns[rows],
+        old_value=here(batch.old_value),
+        returns=here(batch.returns),
     )
 
 

@@ -234,6 +234,14 @@ def _damaged_checkpoint(home: Path, _: Path, straight: Path) -> Bad:
     return Bad(["--resume", str(folder), "run.iterations=9"], f"checkpoint file {file} is damaged")
 
 
+def _resumed_with(setting: str, says: str) -> Callable[[Path, Path, Path], Bad]:
+    def case(home: Path, _: Path, straight: Path) -> Bad:
+        folder = Path(shutil.copytree(straight, home / "run"))
+        return Bad(["--resume", str(folder), setting], says)
+
+    return case
+
+
 def _truncated_adapter(home: Path, _: Path, straight: Path) -> Bad:
     folder = Path(shutil.copytree(straight / "adapter", home / "adapter"))
     file = folder / "decoder" / "adapter_model.safetensors"
@@ -273,6 +281,8 @@ CASES: dict[str, Callable[[Path, Path, Path], Bad]] = {
     "folder in use": _folder_in_use,
     "folder with a run": _folder_with_a_run,
     "damaged checkpoint": _damaged_checkpoint,
+    "resumed with fewer learners": _resumed_with("learner.num_learners=1", "another number of learners"),
+    "resumed with other adapters": _resumed_with("lora.rank=8", "cannot be resumed with other adapters"),
     "missing library": _missing_library,
     "no display": _no_display,
 }
@@ -316,6 +326,13 @@ def test_bad_input_is_one_line_and_changes_nothing(refusals: dict[str, Refusal],
     assert refusal.bad.says in error and "; expected " in error, error
     assert refusal.done.stdout == ""
     assert refusal.after == refusal.before
+
+
+def test_wandb_without_a_key_leaves_a_folder_that_can_be_used(policy: Path, tmp_path: Path) -> None:
+    words = ("train", "--config", "smoke", f"policy.path={policy}", "run.folder=run", "run.wandb=online")
+    done = run(*words, cwd=tmp_path, HOME=str(tmp_path), WANDB_API_KEY="")
+    assert done.returncode == 2 and done.stderr.startswith("error: wandb could not start"), done.stderr
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "run" / "config.yaml").exists()
 
 
 def _evaluation(job: Job) -> dict:

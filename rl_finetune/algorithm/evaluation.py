@@ -50,6 +50,6 @@ def _play(config: EvaluateConfig) -> EpisodeResults:
     episodes = np.array_split(np.arange(config.evaluation.episodes), config.num_actors)
     size = max(1, config.env.num_envs // config.num_actors)
     remote = ray.remote(num_cpus=0.5, num_gpus=config.gpus)(Player)
-    players = [remote.remote(config.policy, config.env, config.evaluation, size) for _ in episodes]
+    players = [remote.remote(config.policy, config.env, config.evaluation, size, gpus=config.gpus) for _ in episodes]
     parts = ray.get([p.play.remote(e, config.shuffle) for p, e in zip(players, episodes, strict=True) if e.size])
     return EpisodeResults(np.concatenate([p.success for p in parts]), np.concatenate([p.steps for p in parts]))

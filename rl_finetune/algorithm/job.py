@@ -23,7 +23,7 @@ from rl_finetune.algorithm.run_folder import (
     save_report,
     write_json,
 )
-from rl_finetune.config import TrainConfig, dump
+from rl_finetune.config import TrainConfig, dump, load
 from rl_finetune.metrics.console import Dashboard
 from rl_finetune.metrics.intervals import paired_gain, wilson
 from rl_finetune.metrics.journal import Journal
@@ -51,8 +51,10 @@ def train(config: TrainConfig) -> int:
         resumed = checkpoint.newest(folder) if config.run.resume else None
         if resumed is not None:
             checkpoint.check_learners(checkpoint.load_state(resumed), config.learner.num_learners)
+            preflight.check_adapters(load(TrainConfig, folder / "config.yaml"), config)
+        job = _Job(config, folder)  # wandb may refuse; a folder with a config would count as a run
         (folder / "config.yaml").write_text(dump(config))
-        _Job(config, folder).run(resumed)
+        job.run(resumed)
     return 0
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 import envs
-from rl_finetune.config.schema import EnvSection, PolicySection
+from rl_finetune.config.schema import EnvSection, PolicySection, TrainConfig
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.hub import local_folder
@@ -31,6 +31,21 @@ def check(policy: PolicySection, env: EnvSection) -> None:
 
         load_adapters(loaded, Path(policy.adapter))
     envs.make(env.name, 1, **env.options).close()
+
+
+def check_adapters(saved: TrainConfig, config: TrainConfig) -> None:
+    """A run can only go on with the adapters that its checkpoint holds.
+
+    Raises:
+        UserError: names the settings that differ.
+    """
+    want = saved.lora.model_dump()
+    changed = {name: value for name, value in config.lora.model_dump().items() if value != want[name]}
+    if changed:
+        raise UserError(
+            "a run cannot be resumed with other adapters", got=f"lora {changed}",
+            expected=f"lora { {name: want[name] for name in changed} }", do="leave lora out, or begin a new run",
+        )  # fmt: skip
 
 
 def _check_backbone(folder: Path) -> None:

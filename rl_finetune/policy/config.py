@@ -72,91 +72,28 @@ class QwenVLAConfig:
 
     @classmethod
     def tiny(cls) -> QwenVLAConfig:
-        """A few million parameters with every part of the large one: DeltaNet, attention, vision, joint decoder."""
-        text = dict(
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            layer_types=["linear_attention", "full_attention"] * 2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=32,
-            linear_num_key_heads=2,
-            linear_num_value_heads=2,
-            linear_key_head_dim=32,
-            linear_value_head_dim=32,
-            vocab_size=512,
-            max_position_embeddings=512,
-            tie_word_embeddings=True,
-            rope_parameters=dict(
-                rope_type="default",
-                rope_theta=1e7,
-                partial_rotary_factor=0.25,
-                mrope_interleaved=True,
-                mrope_section=[2, 1, 1],
-            ),
-        )
-        vision = dict(
-            depth=2,
-            hidden_size=96,
-            intermediate_size=288,
-            num_heads=3,
-            patch_size=8,
-            out_hidden_size=128,
-            num_position_embeddings=64,
-        )
-        return cls(
-            backbone=dict(text_config=text, vision_config=vision, tie_word_embeddings=True),
-            decoder=DecoderConfig(
-                width=128,
-                depth=2,
-                heads=4,
-                head_dim=32,
-                mlp=256,
-                time_features=64,
-                context_width=128,
-                action_width=16,
-                rope_sections=(2, 1, 1),
-            ),
-            max_context_tokens=60,
-            dtype="float32",
-        )
+        """Two million parameters with every part of the large one: DeltaNet, attention, vision, joint decoder."""
+        text = _text(
+            width=128, mlp=256, layers=4, attention=(4, 2, 32), deltanet=(2, 2, 32), vocabulary=512, positions=512,
+            sections=[2, 1, 1],
+        ) | {"layer_types": ["linear_attention", "full_attention"] * 2}  # fmt: skip
+        decoder = DecoderConfig(
+            width=128, depth=2, heads=4, head_dim=32, mlp=256, time_features=64, context_width=128, action_width=16,
+            rope_sections=(2, 1, 1),
+        )  # fmt: skip
+        vision = _vision(width=96, mlp=288, depth=2, heads=3, patch=8, out=128, positions=64)
+        backbone = {"text_config": text, "vision_config": vision, "tie_word_embeddings": True}
+        return cls(backbone=backbone, decoder=decoder, max_context_tokens=60, dtype="float32")
 
     @classmethod
     def qwen3_5_4b(cls) -> QwenVLAConfig:
         """Qwen3.5-4B backbone (4,539,265,536 parameters) and the 1.15 B decoder."""
-        text = dict(
-            hidden_size=2560,
-            intermediate_size=9216,
-            num_hidden_layers=32,
-            num_attention_heads=16,
-            num_key_value_heads=4,
-            head_dim=256,
-            linear_num_key_heads=16,
-            linear_num_value_heads=32,
-            linear_key_head_dim=128,
-            linear_value_head_dim=128,
-            vocab_size=248320,
-            max_position_embeddings=262144,
-            tie_word_embeddings=True,
-            rope_parameters=dict(
-                rope_type="default",
-                rope_theta=1e7,
-                partial_rotary_factor=0.25,
-                mrope_interleaved=True,
-                mrope_section=[11, 11, 10],
-            ),
-        )
-        vision = dict(
-            depth=24,
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_heads=16,
-            patch_size=16,
-            out_hidden_size=2560,
-            num_position_embeddings=2304,
-        )
-        return cls(backbone=dict(text_config=text, vision_config=vision, tie_word_embeddings=True))
+        text = _text(
+            width=2560, mlp=9216, layers=32, attention=(16, 4, 256), deltanet=(16, 32, 128), vocabulary=248320,
+            positions=262144, sections=[11, 11, 10],
+        )  # fmt: skip
+        vision = _vision(width=1024, mlp=4096, depth=24, heads=16, patch=16, out=2560, positions=2304)
+        return cls(backbone={"text_config": text, "vision_config": vision, "tie_word_embeddings": True})
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into an existing folder."""
@@ -188,6 +125,54 @@ class QwenVLAConfig:
             raise UserError(
                 "policy config does not fit", got=f"{path}: {error}", expected="known fields", do=advice
             ) from error
+
+
+def _text(
+    *,
+    width: int,
+    mlp: int,
+    layers: int,
+    attention: tuple[int, int, int],
+    deltanet: tuple[int, int, int],
+    vocabulary: int,
+    positions: int,
+    sections: list[int],
+) -> dict[str, Any]:
+    """Language model: `attention` and `deltanet` are (query, key-value) and (key, value) heads with their width."""
+    return {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": attention[0],
+        "num_key_value_heads": attention[1],
+        "head_dim": attention[2],
+        "linear_num_key_heads": deltanet[0],
+        "linear_num_value_heads": deltanet[1],
+        "linear_key_head_dim": deltanet[2],
+        "linear_value_head_dim": deltanet[2],
+        "vocab_size": vocabulary,
+        "max_position_embeddings": positions,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25,
+            "mrope_interleaved": True,
+            "mrope_section": sections,
+        },
+    }
+
+
+def _vision(*, width: int, mlp: int, depth: int, heads: int, patch: int, out: int, positions: int) -> dict[str, Any]:
+    return {
+        "depth": depth,
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_heads": heads,
+        "patch_size": patch,
+        "out_hidden_size": out,
+        "num_position_embeddings": positions,
+    }
 
 
 def _from_payload(payload: dict[str, Any]) -> QwenVLAConfig:

@@ -55,6 +55,10 @@ class TorchContext:
         """Arrays on the CPU, float32 hidden states."""
         return Context(self.hidden.float().cpu().numpy(), self.mask.cpu().numpy(), self.positions.cpu().numpy())
 
+    def to(self, device: torch.device) -> TorchContext:
+        """On another device."""
+        return TorchContext(self.hidden.to(device), self.mask.to(device), self.positions.to(device))
+
     def rows(self, index: Tensor) -> TorchContext:
         """Some of the samples."""
         return TorchContext(self.hidden[index], self.mask[index], self.positions[:, index])
@@ -148,6 +152,11 @@ class QwenVLAPolicy(nn.Module):
             )
         return known[tag]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.value_head.weight.device
+
     def encode(self, observation: Observation) -> TorchContext:
         """Run the backbone: the costly part, reusable while the backbone is frozen."""
         inputs = self.eyes.tokenise(observation, self.body(observation.embodiment))
@@ -181,11 +190,11 @@ class QwenVLAPolicy(nn.Module):
             law: sampling law.
         """
         horizon, width = body.action.horizon, self.config.decoder.action_width
-        noise = draw_noise(keys, chunk, horizon, width, law)
+        noise = draw_noise(keys, chunk, horizon, width, law).to(self.device)
         mask = channel_mask(len(keys), horizon, body.action.channels, width)
         prepared = self.prepare(context, horizon)
         x, transition = sample_flow_sde(
-            lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask)
+            lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask).to(self.device)
         )
         return self._chunk(x, mask, body), transition
 
@@ -202,7 +211,7 @@ class QwenVLAPolicy(nn.Module):
         """Evaluate: the ODE from initial noise scaled by `temperature`; `num_steps` is the policy's own by default."""
         horizon, width = body.action.horizon, self.config.decoder.action_width
         law = FlowSDE(num_steps or self.config.num_steps)
-        noise = draw_noise(keys, chunk, horizon, width, law)
+        noise = draw_noise(keys, chunk, horizon, width, law).to(self.device)
         prepared = self.prepare(context, horizon)
         x = sample_ode(lambda x, tau: self.decoder(prepared, x, tau), noise.start * temperature, law.num_steps)
         return self._chunk(x, channel_mask(len(keys), horizon, body.action.channels, width), body)

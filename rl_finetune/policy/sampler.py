@@ -45,6 +45,10 @@ class Noise:
     step: Tensor
     """[N] int64 index of the stochastic step."""
 
+    def to(self, device: torch.device) -> Noise:
+        """On another device; it is always drawn on the CPU, so that every device explores alike."""
+        return Noise(self.start.to(device), self.transition.to(device), self.step.to(device))
+
 
 @dataclass(frozen=True, slots=True)
 class Transition:
