@@ -97,7 +97,7 @@ def report(rates: dict[str, float], num_envs: int, seconds: float) -> dict[str, 
     steps = ("baseline", "settings", "both", "ours", "spread")
     return {
         "unit": "environment steps per second",
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()[0]},
+        "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "load": os.getloadavg()[0]},
         "envs": num_envs,
         "image_size": SIZE,
         "seconds": seconds,

@@ -104,7 +104,7 @@ def measure(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, repeats: int
 def report(epochs: Epochs, sent: int, whole: int, policy: str) -> dict[str, Any]:
     """What is written: every number of the table and the bars they are held against."""
     return {
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()[0]},
+        "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "load": os.getloadavg()[0]},
         "policy": policy,
         "epoch": {
             "unit": "seconds",

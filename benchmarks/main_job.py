@@ -104,7 +104,7 @@ def result(plan: Plan, key: str, minutes: float) -> Result:
         "seed": plan.seed,
         "fingerprint": key,
         "command": f"rl-finetune train --config {plan.config} {' '.join(plan.overrides)}",
-        "machine": {"cpus": os.cpu_count(), "platform": platform.platform(), "load": os.getloadavg()[0]},
+        "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "load": os.getloadavg()[0]},
         "minutes": minutes,
         "training_minutes": rows[-1]["minutes"],
         "iterations": rows[-1]["iteration"],

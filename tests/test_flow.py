@@ -160,7 +160,7 @@ def test_path_and_velocity_are_consistent() -> None:
 
 
 def test_no_noise_is_the_ode() -> None:
-    x, v = torch.randn(5, 3, 2), torch.randn(5, 3, 2)
+    x, v = torch.randn(2, 5, 3, 2, generator=torch.Generator().manual_seed(0))
     grid = euler_grid(4)
     for tau, following in pairwise(grid):
         mean, std = sde_step(x, v, tau, following, 0.0)
@@ -170,7 +170,7 @@ def test_no_noise_is_the_ode() -> None:
 
 def test_conventions_of_time_agree() -> None:
     """Test 6: in s = 1 - tau with u = -v the step is Euler-Maruyama of dx = (u + sigma^2 / 2 score) ds + sigma dW."""
-    x, v, grid = torch.randn(7), torch.randn(7), euler_grid(4)
+    (x, v), grid = torch.randn(2, 7, generator=torch.Generator().manual_seed(0)), euler_grid(4)
     for tau, following in pairwise(grid[1:]):
         s, s_next, u = 1 - tau, 1 - following, -v
         sigma, delta = LEVEL * torch.sqrt((1 - s) / s), s_next - s
