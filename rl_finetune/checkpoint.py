@@ -83,7 +83,7 @@ def newest(run: Path) -> Path:
     if not found:
         raise UserError(
             "nothing to resume", got=f"no checkpoint under {run / FOLDER}", expected="at least one",
-            do="start without resume, or name the folder of a run that has written a checkpoint",
+            do="start again in a new run.folder: this run was stopped before its first checkpoint",
         )  # fmt: skip
     return found[-1]
 

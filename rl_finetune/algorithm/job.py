@@ -1,6 +1,6 @@
 """`rl-finetune train`: evaluate, train, evaluate again, report.
 
-claim folder -> preflight -> Ray -> [resume] -> evaluate before -> rounds (row, checkpoint) -> evaluate after -> report
+preflight -> claim folder -> Ray -> [resume] -> evaluate before -> rounds (row, checkpoint) -> evaluate after -> report
 """
 
 from __future__ import annotations
