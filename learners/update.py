@@ -69,12 +69,13 @@ def minibatches(
 ) -> Iterator[IntArray]:
     """This rank's share of each minibatch of one epoch; all ranks draw the same permutation.
 
-    A last incomplete minibatch is left out, unless it is the only one.
+    A last incomplete minibatch is left out, unless it is the only one. With fewer samples than ranks (actors were lost)
+    some are used twice: a rank without any would leave the others waiting.
     """
     rng = np.random.default_rng((seed, update, epoch))
-    order = rng.permutation(samples)
-    size = min(size, samples - samples % world)
-    for first in range(0, samples - size + 1, size):
+    order = np.resize(rng.permutation(samples), max(samples, world))
+    size = min(size, len(order) - len(order) % world)
+    for first in range(0, len(order) - size + 1, size):
         yield order[first : first + size][rank::world]
 
 

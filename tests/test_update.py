@@ -46,6 +46,12 @@ def update(policy: QwenVLAPolicy, data: list[ScoredTrajectory], **changes: Any) 
 # ---- minibatches
 
 
+def test_every_rank_has_work_where_samples_are_fewer() -> None:
+    shares = [list(minibatches(2, 8, seed=0, update=0, epoch=0, rank=rank, world=4)) for rank in range(4)]
+    assert all(len(share) == 1 and len(share[0]) == 1 for share in shares)
+    assert {int(share[0][0]) for share in shares} == {0, 1}
+
+
 def shares(samples: int, size: int, world: int, **changes: int) -> list[list[list[int]]]:
     """Rank -> minibatch -> sample numbers."""
     key = {"seed": 1, "update": 2, "epoch": 0} | changes
