@@ -5,7 +5,6 @@ A thin shell over `rollout.collect` and `Player`, in the shape that RLlib's faul
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -64,10 +63,6 @@ class FlowEnvRunner(EnvRunner):
     def film(self, episodes: IntArray) -> list[Film]:
         """The same held-out episodes, frame by frame."""
         return self.player.film(episodes)
-
-    def process_id(self) -> int:
-        """Operating-system process, for the record and for fault injection."""
-        return os.getpid()
 
     def assert_healthy(self) -> None:
         """Raise unless construction went through."""

@@ -17,13 +17,13 @@ from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import (
     ActionChunk,
     ChunkOutcome,
-    Context,
     FloatArray,
     IntArray,
     Observation,
     SeedKeys,
     Trajectory,
     concatenate,
+    concatenate_contexts,
 )
 
 NOISE_SAMPLE = 16
@@ -136,7 +136,9 @@ def _trajectory(
     valid = np.stack([d.chunk.mask for d in decisions])
     horizon = valid.shape[2]
     return Trajectory(
-        inputs=_contexts(decisions) if cache_contexts else concatenate([d.seen for d in decisions]),
+        inputs=concatenate_contexts([d.context.numpy() for d in decisions])
+        if cache_contexts
+        else concatenate([d.seen for d in decisions]),
         x=transitions("x"),
         x_next=transitions("x_next"),
         step=transitions("step"),
@@ -152,13 +154,4 @@ def _trajectory(
         executed_std=noise,
         policy_version=policy_version,
         keys=keys,
-    )
-
-
-def _contexts(decisions: list[_Decision]) -> Context:
-    parts = [d.context.numpy() for d in decisions]
-    return Context(
-        np.concatenate([p.hidden for p in parts]),
-        np.concatenate([p.mask for p in parts]),
-        np.concatenate([p.positions for p in parts], axis=1),
     )

@@ -7,7 +7,6 @@ the ZeRO shards of the others would be missing.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -96,10 +95,6 @@ class Learner:
         restore_adapters(self.policy, Path(folder) / "adapter")
         self.engine.load_shard(Path(folder) / shard_name(self.rank))
         self.version = version
-
-    def process_id(self) -> int:
-        """Operating-system process, for the record."""
-        return os.getpid()
 
     def _build_policy(self) -> QwenVLAPolicy:
         source = self.job.policy

@@ -15,7 +15,16 @@ from torch import Tensor
 from learners.objectives.base import LossInputs, LossOutputs
 from rl_finetune.config.schema import PPOSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
-from rl_finetune.types import Context, FloatArray, IntArray, Observation, ScoredTrajectory, UpdateReport, concatenate
+from rl_finetune.types import (
+    Context,
+    FloatArray,
+    IntArray,
+    Observation,
+    ScoredTrajectory,
+    UpdateReport,
+    concatenate,
+    concatenate_contexts,
+)
 
 Objective = Callable[[LossInputs, PPOSection], LossOutputs]
 Optimise = Callable[[Tensor], None]
@@ -152,10 +161,5 @@ def explained_variance(value: FloatArray, returns: FloatArray) -> float:
 def _inputs(parts: list[Context | Observation]) -> TorchContext | Observation:
     contexts = [p for p in parts if isinstance(p, Context)]
     if len(contexts) == len(parts):
-        joined = Context(
-            np.concatenate([c.hidden for c in contexts]),
-            np.concatenate([c.mask for c in contexts]),
-            np.concatenate([c.positions for c in contexts], axis=1),
-        )
-        return TorchContext.from_numpy(joined)
+        return TorchContext.from_numpy(concatenate_contexts(contexts))
     return concatenate([p for p in parts if isinstance(p, Observation)])

@@ -235,6 +235,15 @@ class EvalReport:
     """Version of the weights that were evaluated."""
 
 
+def concatenate_contexts(parts: list[Context]) -> Context:
+    """Stack contexts of the same L and D along the samples."""
+    return Context(
+        np.concatenate([p.hidden for p in parts]),
+        np.concatenate([p.mask for p in parts]),
+        np.concatenate([p.positions for p in parts], axis=1),
+    )
+
+
 def concatenate(items: list[Observation]) -> Observation:
     """Stack observations of one embodiment along the environments; shapes must agree."""
     first = items[0]
