@@ -17,8 +17,8 @@ from actors.evaluator import EpisodeResults
 from actors.film import Film
 from actors.player import Player
 from rl_finetune.config.schema import TrainConfig
-from rl_finetune.policy import FlowSDE
-from rl_finetune.policy.adapters import add_adapters, load_trained_state
+from rl_finetune.policy.adapters import equip, load_trained_state, set_version
+from rl_finetune.policy.laws import law_of
 from rl_finetune.types import IntArray, SeedKeys, Trajectory
 from rl_finetune.weights import TrainedWeights
 
@@ -35,11 +35,10 @@ class FlowEnvRunner(EnvRunner):
         self.env_ids = shares(self.job.env.num_envs, self.num_workers)[self.worker_index - 1]
         job, gpus = self.job, self.job.rollout.gpus
         self.player = Player(job.policy, job.env, job.evaluation, len(self.env_ids), gpus=gpus)
-        adapted = add_adapters(self.player.policy, job.lora, seed=job.run.seed)
+        adapted = equip(self.player.policy, job, len(self.player.env.spec.privileged))
         self.player.policy = adapted.to(self.player.policy.device).eval()
         self.version = 0
-        settings = self.job.rollout
-        self.law = FlowSDE(settings.denoising_steps, settings.noise_level, settings.sde_step)
+        self.law = law_of(job)
 
     def sample(self, *, round_number: int = 0, **_: Any) -> Trajectory:
         """One round from fresh episodes; their numbers leave room for those begun within earlier rounds."""
@@ -48,7 +47,7 @@ class FlowEnvRunner(EnvRunner):
         return rollout.collect(
             self.player.policy,
             self.player.env,
-            SeedKeys(self.job.run.seed, self.env_ids, episode),
+            SeedKeys(self.job.run.seed, self.env_ids, episode, self.job.objective.group_size),
             chunks=chunks,
             body=self.player.body,
             law=self.law,
@@ -83,6 +82,7 @@ class FlowEnvRunner(EnvRunner):
         if isinstance(weights, TrainedWeights):
             load_trained_state(self.player.policy, weights.verified().tensors)
             self.version = weights.version
+            set_version(self.player.policy, self.job, self.version)
 
     def stop(self) -> None:
         """Close the renderer."""

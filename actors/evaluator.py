@@ -46,7 +46,7 @@ def run_episodes(
     running = np.ones(len(keys), bool)
     chunk = np.zeros(len(keys), np.int64)
     while running.any():
-        context = policy.encode(_shuffled(observation, shuffle, keys.seed))
+        context = policy.look(_shuffled(observation, shuffle, keys.seed))
         outcome = env.step_chunk(policy.act(context, keys, chunk, body, temperature))
         steps += outcome.steps_executed * running
         success |= outcome.success & running

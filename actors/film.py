@@ -41,7 +41,7 @@ def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temp
     instructions, success = observation.instruction, np.zeros(len(keys), bool)
     running, chunk = np.ones(len(keys), bool), np.zeros(len(keys), np.int64)
     while running.any():
-        outcome = env.step_chunk(policy.act(policy.encode(observation), keys, chunk, body, temperature))
+        outcome = env.step_chunk(policy.act(policy.look(observation), keys, chunk, body, temperature))
         for i in np.flatnonzero(running).tolist():
             frames[i].append(env.filmed[i] if env.filmed else outcome.observation.images[view][i][None])
         success |= outcome.success & running

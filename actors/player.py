@@ -13,7 +13,7 @@ from actors.film import Film, film_episodes
 from rl_finetune.config.schema import EnvSection, EvaluationSection, PolicySection
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import load_adapters, merge_adapters
+from rl_finetune.policy.adapters import guide, load_adapters, merge_adapters
 from rl_finetune.spec import handshake
 from rl_finetune.types import IntArray, SeedKeys
 
@@ -37,6 +37,8 @@ class Player:
         self.policy = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone)
         if policy.adapter is not None:
             self.policy = merge_adapters(load_adapters(self.policy, Path(policy.adapter)))
+        if policy.guidance is not None:
+            guide(self.policy, policy.guidance)
         self.policy.to(device_for(gpus))
         self.body = handshake(self.policy.config.embodiments, self.env.spec)
 

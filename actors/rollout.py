@@ -1,6 +1,6 @@
 """Collect: play chunks with the exploring policy and keep exactly what an objective needs.
 
-encode -> value, sample (Flow-SDE) -> step_chunk -> encode ...      T chunks for N environments, one policy version
+look -> value, sample (under the law) -> step_chunk -> look ...      T chunks for N environments, one policy version
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import numpy as np
 import torch
 
 from envs import VectorEnv
-from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
+from rl_finetune.policy import QwenVLAPolicy, TorchContext
+from rl_finetune.policy.calibration import contributions, distance
+from rl_finetune.policy.laws import Law
+from rl_finetune.policy.policy import Advised, Seen, plain
 from rl_finetune.policy.sampler import Transition
 from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import (
     ActionChunk,
     ChunkOutcome,
+    Context,
     FloatArray,
     IntArray,
     Observation,
@@ -27,14 +31,16 @@ from rl_finetune.types import (
 )
 
 NOISE_SAMPLE = 16
+CONTRIBUTION_SAMPLE = 4
+"""Each of these costs one more chain for each denoising step: together a hundredth of a round."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
     """One chunk decision of N environments, and what came of it."""
 
-    seen: Observation
-    context: TorchContext
+    observation: Observation
+    seen: Seen
     value: FloatArray
     chunk: ActionChunk
     transition: Transition
@@ -49,14 +55,14 @@ def collect(
     *,
     chunks: int,
     body: EmbodimentSpec,
-    law: FlowSDE,
+    law: Law,
     cache_contexts: bool,
     policy_version: int,
 ) -> Trajectory:
     """Play `chunks` chunks in each environment, from the fresh episodes `keys`.
 
     Args:
-        policy: explores with the ODE-SDE hybrid; not changed.
+        policy: explores under the law; not changed.
         env: `len(keys)` environments.
         keys: episodes to begin with; where one ends the next has the following number.
         chunks: T.
@@ -65,39 +71,51 @@ def collect(
         cache_contexts: keep encoded contexts (frozen backbone) rather than observations.
         policy_version: version of the weights.
     """
-    seen, decisions = env.reset(keys), []
+    observation, decisions = env.reset(keys), []
     episode, number = keys.episode.copy(), np.zeros(len(keys), np.int64)
     for _ in range(chunks):
-        context = policy.encode(seen)
-        now = SeedKeys(keys.seed, keys.env, episode)
-        chunk, transition = policy.sample(context, now, number, body, law)
+        seen = policy.look(observation)
+        chunk, transition = policy.sample(seen, keys.at(episode), number, body, law)
         outcome = env.step_chunk(chunk)
-        decisions.append(_Decision(seen, context, policy.value(context).cpu().numpy(), chunk, transition, outcome))
+        value = _value(policy, plain(seen), observation)
+        decisions.append(_Decision(observation, seen, value, chunk, transition, outcome))
         ended = outcome.terminated | outcome.truncated
         episode, number = episode + ended, np.where(ended, 0, number + 1)
-        seen = outcome.observation
-    noise = executed_std(policy, decisions[0].context, keys, decisions[0].chunk, body, law)
-    return _trajectory(decisions, _next_values(policy, decisions), keys, cache_contexts, policy_version, noise)
+        observation = outcome.observation
+    exploration = _explored(policy, decisions[0], keys, body, law)
+    return _trajectory(decisions, _next_values(policy, decisions), keys, cache_contexts, policy_version, exploration)
 
 
 def executed_std(
-    policy: QwenVLAPolicy, context: TorchContext, keys: SeedKeys, chunk: ActionChunk, body: EmbodimentSpec, law: FlowSDE
+    policy: QwenVLAPolicy, seen: Seen, keys: SeedKeys, chunk: ActionChunk, body: EmbodimentSpec, law: Law
 ) -> float:
-    """What exploration adds to executed first chunks: RMS distance to the ODE's from the same initial noise.
+    """What exploration adds to executed first chunks: `calibration.distance` to the ODE's from the same initial noise.
 
-    Over translation channels in metres where the body has them (`delta_ee`), else over all; the first
-    `NOISE_SAMPLE` environments only, for it costs another chain.
+    The first `NOISE_SAMPLE` environments only, for it costs another chain.
     """
     n = min(NOISE_SAMPLE, len(keys))
-    first = SeedKeys(keys.seed, keys.env[:n], keys.episode[:n])
-    plain = policy.act(context.rows(torch.arange(n)), first, np.zeros(n, np.int64), body, 1.0, law.num_steps)
-    channels = 3 if body.action.control == "delta_ee" else body.action.channels
-    difference = chunk.actions[:n, :, :channels] - plain.actions[:, :, :channels]
-    return float(np.sqrt((difference**2).mean()))
+    alone = policy.act(
+        seen.rows(torch.arange(n)), keys.rows(slice(0, n)), np.zeros(n, np.int64), body, 1.0, law.num_steps
+    )
+    return distance(chunk.actions[:n], alone.actions, body)
+
+
+def _explored(
+    policy: QwenVLAPolicy, first: _Decision, keys: SeedKeys, body: EmbodimentSpec, law: Law
+) -> tuple[float, FloatArray]:
+    """Executed standard deviation, and each denoising step's contribution from `CONTRIBUTION_SAMPLE` environments."""
+    n = min(CONTRIBUTION_SAMPLE, len(keys))
+    steps = contributions(policy, first.seen.rows(torch.arange(n)), keys.rows(slice(0, n)), body, law)
+    return executed_std(policy, first.seen, keys, first.chunk, body, law), steps
 
 
 def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArray:
-    """[T, N] value of the state each chunk led to: zero after termination, the final observation's after truncation."""
+    """[T, N] value of the state each chunk led to: zero after termination, the final observation's after truncation.
+
+    Without a critic all are zero, and the observations that only they need are not encoded.
+    """
+    if policy.critic == "none":
+        return np.zeros((len(decisions), *decisions[0].value.shape), np.float32)
     following = [d.value for d in decisions[1:]]
     last = decisions[-1].outcome
     tail = np.zeros_like(decisions[0].value)
@@ -115,7 +133,16 @@ def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArra
 
 
 def _values(policy: QwenVLAPolicy, observation: Observation) -> FloatArray:
-    return policy.value(policy.encode(observation)).cpu().numpy()
+    context = policy.encode(observation) if policy.critic == "linear" else None
+    return _value(policy, context, observation)
+
+
+def _value(policy: QwenVLAPolicy, context: TorchContext | None, observation: Observation) -> FloatArray:
+    """[N] by the policy's critic; the privileged one needs no context."""
+    state = None if observation.privileged is None else torch.from_numpy(observation.privileged).to(policy.device)
+    if policy.critic == "none":
+        return np.zeros(len(observation), np.float32)
+    return policy.value(context, state).cpu().numpy()
 
 
 def _trajectory(
@@ -124,7 +151,7 @@ def _trajectory(
     keys: SeedKeys,
     cache_contexts: bool,
     policy_version: int,
-    noise: float,
+    exploration: tuple[float, FloatArray],
 ) -> Trajectory:
     def stacked(name: str) -> np.ndarray:
         return np.stack([getattr(d.outcome, name) for d in decisions])
@@ -132,17 +159,23 @@ def _trajectory(
     def transitions(name: str) -> np.ndarray:
         return np.stack([getattr(d.transition, name).cpu().numpy() for d in decisions])
 
+    def contexts(parts: list[TorchContext]) -> Context:
+        return concatenate_contexts([part.numpy() for part in parts])
+
     executed: IntArray = stacked("steps_executed")
+    seen = [d.seen for d in decisions]
+    advised = [s for s in seen if isinstance(s, Advised)]
+    states = [d.observation.privileged for d in decisions if d.observation.privileged is not None]
     valid = np.stack([d.chunk.mask for d in decisions])
     horizon = valid.shape[2]
     return Trajectory(
-        inputs=concatenate_contexts([d.context.numpy() for d in decisions])
+        inputs=contexts([plain(s) for s in seen])
         if cache_contexts
-        else concatenate([d.seen for d in decisions]),
-        x=transitions("x"),
-        x_next=transitions("x_next"),
+        else concatenate([d.observation for d in decisions]),
+        states=transitions("states"),
         step=transitions("step"),
         log_prob=transitions("log_prob"),
+        sample=transitions("sample"),
         action_mask=valid & (np.arange(horizon) < executed[..., None])[..., None],
         reward=stacked("reward"),
         steps_executed=executed,
@@ -151,7 +184,10 @@ def _trajectory(
         success=stacked("success"),
         value=np.stack([d.value for d in decisions]),
         next_value=next_value,
-        executed_std=noise,
+        privileged=np.stack(states) if states else None,
+        advised=(contexts([a.good for a in advised]), contexts([a.bad for a in advised])) if advised else None,
+        executed_std=exploration[0],
+        contribution=exploration[1],
         policy_version=policy_version,
         keys=keys,
     )

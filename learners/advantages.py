@@ -6,8 +6,11 @@ worth gamma^steps, so that the return does not depend on the chunk length H (flo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
+from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.types import BoolArray, FloatArray, IntArray, ScoredTrajectory, Trajectory
 
 EPSILON = 1e-6
@@ -84,4 +87,70 @@ def score(trajectory: Trajectory, *, gamma: float, lam: float) -> ScoredTrajecto
         chunk_reward(t.reward, gamma), t.value, t.next_value, t.steps_executed, t.terminated, t.truncated,
         gamma=gamma, lam=lam,
     )  # fmt: skip
-    return ScoredTrajectory(t, advantage.astype(np.float32), returns.astype(np.float32))
+    used = np.ones_like(t.terminated)
+    return ScoredTrajectory(t, advantage.astype(np.float32), returns.astype(np.float32), used)
+
+
+def group_scores(trajectories: list[Trajectory], *, leave_one_out: bool) -> list[ScoredTrajectory]:
+    """Give every chunk of a finished episode the advantage of that episode within its group.
+
+    A group is all finished episodes of the round with the same initial state, whichever actors played them; its
+    return is
+    the undiscounted sum of rewards. A group that always or never succeeded decides nothing and is left out, as are
+    episodes that the round cut off.
+    """
+    episodes = [_episodes(t) for t in trajectories]
+    returns = np.concatenate([e.returns for e in episodes])
+    success = np.concatenate([e.success for e in episodes])
+    _, group = np.unique(np.concatenate([e.beginning for e in episodes]), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    decided = np.array([0 < success[group == g].mean() < 1 for g in range(group.max(initial=-1) + 1)], bool)
+    advantage = group_relative(returns, group, leave_one_out=leave_one_out)
+    scored, first = [], 0
+    for trajectory, found in zip(trajectories, episodes, strict=True):
+        rows = slice(first, first + len(found.returns))
+        known = np.append(np.where(decided[group[rows]], advantage[rows], 0), 0).astype(np.float32)
+        used = np.append(decided[group[rows]], False)[found.number]
+        scored.append(ScoredTrajectory(trajectory, known[found.number], np.zeros_like(trajectory.value), used))
+        first = rows.stop
+    return scored
+
+
+@dataclass(frozen=True, slots=True)
+class _Episodes:
+    """E finished episodes of one trajectory."""
+
+    number: IntArray
+    """[T, N] which of them a chunk belongs to; -1 in an episode that did not end."""
+    beginning: IntArray
+    """[E, 2] scene and episode number."""
+    returns: FloatArray
+    """[E]."""
+    success: BoolArray
+    """[E]."""
+
+
+def _episodes(t: Trajectory) -> _Episodes:
+    number = np.full(t.value.shape, -1, np.int64)
+    beginning: list[tuple[int, int]] = []
+    returns: list[float] = []
+    success: list[bool] = []
+    gained = t.reward.sum(-1)
+    for env in range(t.value.shape[1]):
+        first = 0
+        for episode, last in enumerate(np.flatnonzero((t.terminated | t.truncated)[:, env]).tolist()):
+            number[first : last + 1, env] = len(returns)
+            beginning.append((int(t.keys.scene[env]), int(t.keys.episode[env]) + episode))
+            returns.append(float(gained[first : last + 1, env].sum()))
+            success.append(bool(t.success[last, env]))
+            first = last + 1
+    return _Episodes(
+        number, np.array(beginning, np.int64).reshape(-1, 2), np.array(returns, np.float32), np.array(success, bool)
+    )
+
+
+def credit(trajectories: list[Trajectory], objective: ObjectiveSection) -> list[ScoredTrajectory]:
+    """Score a round as the objective's settings say."""
+    if objective.credit == "gae":
+        return [score(t, gamma=objective.gamma, lam=objective.lam) for t in trajectories]
+    return group_scores(trajectories, leave_one_out=objective.credit == "leave_one_out")

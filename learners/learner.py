@@ -11,22 +11,26 @@ from pathlib import Path
 
 import torch
 
+import envs
 from learners.endpoint import Rendezvous, offer_tcp
 from learners.engine import Engine, join
-from learners.objectives import OBJECTIVES
-from learners.update import run_update
+from learners.update import recipe, run_update
 from rl_finetune.config.schema import TrainConfig
-from rl_finetune.policy import FlowSDE, QwenVLAPolicy
+from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import (
-    add_adapters,
+    equip,
     load_adapters,
     merge_adapters,
     restore_adapters,
     save_adapters,
+    set_version,
     trained_state,
 )
 from rl_finetune.types import ScoredTrajectory, UpdateReport
 from rl_finetune.weights import TrainedWeights
+
+VALUE_PARTS = ("value_head", "privileged_critic")
+"""Parameters that train at the critic's learning rate."""
 
 
 class Learner:
@@ -37,8 +41,7 @@ class Learner:
         self.rank, self.world, self.version = rank, world, 0
         torch.set_num_threads(self.job.learner.threads)
         self.policy = self._build_policy()
-        rollout = self.job.rollout
-        self.law = FlowSDE(rollout.denoising_steps, rollout.noise_level, rollout.sde_step)
+        self.recipe = recipe(self.job)
 
     def offer(self) -> Rendezvous:
         """A meeting point on this machine, for a cluster."""
@@ -47,13 +50,11 @@ class Learner:
     def join(self, rendezvous: Rendezvous) -> None:
         """Meet the other ranks and put the trainable parts under ZeRO."""
         join(self.rank, self.world, rendezvous)
-        groups = {
-            "actor": [
-                p for n, p in self.policy.named_parameters() if p.requires_grad and not n.startswith("value_head")
-            ],
-            "value": list(self.policy.value_head.parameters()),
-        }
-        micro, stage = self.job.ppo.minibatch // self.world, self.job.learner.zero_stage
+        groups: dict[str, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.policy.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault("value" if name.startswith(VALUE_PARTS) else "actor", []).append(parameter)
+        micro, stage = self.job.objective.minibatch // self.world, self.job.learner.zero_stage
         self.engine = Engine(self.policy, groups, self.job.optimizer, zero_stage=stage, micro_batch=micro)
 
     def update(self, scored: list[ScoredTrajectory], progress: float) -> UpdateReport:
@@ -66,10 +67,11 @@ class Learner:
             norms.append(self.engine.grad_norm)
 
         report = run_update(
-            self.policy, scored, objective=OBJECTIVES["ppo"], optimise=optimise, config=self.job.ppo, law=self.law,
+            self.policy, scored, self.recipe, optimise=optimise,
             seed=self.job.run.seed, version=self.version, rank=self.rank, world=self.world,
         )  # fmt: skip
         self.version = report.policy_version
+        set_version(self.policy, self.job, self.version)
         extra = {"grad_norm": sum(norms) / len(norms), "actor_lr": self.rates(progress)["actor"]}
         return UpdateReport(
             report.policy_version, {**report.diagnostics, **extra}, report.first_ratio_error, report.seconds
@@ -95,6 +97,7 @@ class Learner:
         restore_adapters(self.policy, Path(folder) / "adapter")
         self.engine.load_shard(Path(folder) / shard_name(self.rank))
         self.version = version
+        set_version(self.policy, self.job, version)
 
     def _build_policy(self) -> QwenVLAPolicy:
         source = self.job.policy
@@ -102,7 +105,7 @@ class Learner:
         policy = QwenVLAPolicy.from_pretrained(source.path, source.backbone, with_backbone=encodes)
         if source.adapter is not None:
             policy = merge_adapters(load_adapters(policy, Path(source.adapter)))
-        return add_adapters(policy, self.job.lora, seed=self.job.run.seed)
+        return equip(policy, self.job, len(envs.spec(self.job.env.name, **self.job.env.options).privileged))
 
 
 def shard_name(rank: int) -> str:

@@ -1,155 +1,167 @@
 """One update: passes over minibatches of scored trajectories. A pure loop over an `Optimise` callback, so it is tested
-without DeepSpeed or Ray."""
+without DeepSpeed or Ray.
+
+    flatten -> view (points) -> [references under the weights at the start] -> epochs of minibatches:
+        context -> velocity in the points -> objective + critic + regularisers -> optimise
+"""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from learners.objectives.base import LossInputs, LossOutputs
-from rl_finetune.config.schema import PPOSection
-from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
-from rl_finetune.types import (
-    Context,
-    FloatArray,
-    IntArray,
-    Observation,
-    ScoredTrajectory,
-    UpdateReport,
-    concatenate,
-    concatenate_contexts,
-)
+from learners import regularisers as terms
+from learners.batch import Batch, flatten, minibatches
+from learners.objectives import OBJECTIVES, Objective
+from learners.objectives.base import LossInputs
+from learners.values import value_loss
+from learners.views import Transitions, View, view_of
+from rl_finetune.config.objectives import ObjectiveSection
+from rl_finetune.config.schema import CriticSection, RegularisersSection, TrainConfig
+from rl_finetune.keys import Stream, generator
+from rl_finetune.policy import QwenVLAPolicy, TorchContext
+from rl_finetune.policy.adapters import without_adapters
+from rl_finetune.policy.flow import interpolate
+from rl_finetune.policy.laws import Law, law_of
+from rl_finetune.types import FloatArray, IntArray, ScoredTrajectory, UpdateReport
 
-Objective = Callable[[LossInputs, PPOSection], LossOutputs]
 Optimise = Callable[[Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """M chunk decisions from all trajectories of a round, time and environment flattened."""
+class Recipe:
+    """Everything that makes up a loss."""
 
-    inputs: TorchContext | Observation
-    x: Tensor
-    x_next: Tensor
-    step: Tensor
-    mask: Tensor
-    old_log_prob: Tensor
-    advantage: Tensor
-    old_value: Tensor
-    returns: Tensor
-
-    def __len__(self) -> int:
-        return len(self.step)
+    objective: ObjectiveSection
+    """Its settings; they also name its view of the data."""
+    loss: Objective
+    """Its function, from `OBJECTIVES`."""
+    law: Law
+    """The sampler's law; scorer and sampler share its grid."""
+    critic: CriticSection = CriticSection()
+    """Value loss, where the policy has a critic."""
+    regularisers: RegularisersSection = RegularisersSection()
+    """Further terms."""
 
 
-def flatten(scored: list[ScoredTrajectory], *, normalise: bool) -> Batch:
-    """Join trajectories; `old_log_prob` is summed over executed steps, advantages are normalised over all of them."""
-    trajectories = [s.trajectory for s in scored]
-
-    def flat(arrays: list[np.ndarray]) -> Tensor:
-        return torch.from_numpy(np.concatenate([a.reshape(-1, *a.shape[2:]) for a in arrays]))
-
-    advantage = flat([s.advantage for s in scored])
-    if normalise:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-    mask = flat([t.action_mask for t in trajectories])
-    log_prob = flat([t.log_prob for t in trajectories])
-    return Batch(
-        inputs=_inputs([t.inputs for t in trajectories]),
-        x=flat([t.x for t in trajectories]),
-        x_next=flat([t.x_next for t in trajectories]),
-        step=flat([t.step for t in trajectories]),
-        mask=mask,
-        old_log_prob=(log_prob * mask.any(-1)).sum(-1),
-        advantage=advantage,
-        old_value=flat([t.value for t in trajectories]),
-        returns=flat([s.returns for s in scored]),
-    )
+def recipe(job: TrainConfig) -> Recipe:
+    """The loss of a job."""
+    return Recipe(job.objective, OBJECTIVES[job.objective.name], law_of(job), job.critic, job.regularisers)
 
 
-def minibatches(
-    samples: int, size: int, *, seed: int, update: int, epoch: int, rank: int, world: int
-) -> Iterator[IntArray]:
-    """This rank's share of each minibatch of one epoch; all ranks draw the same permutation.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch ready for minibatches."""
 
-    A last incomplete minibatch is left out, unless it is the only one. With fewer samples than ranks (actors were lost)
-    some are used twice: a rank without any would leave the others waiting.
-    """
-    rng = np.random.default_rng((seed, update, epoch))
-    order = np.resize(rng.permutation(samples), max(samples, world))
-    size = min(size, len(order) - len(order) % world)
-    for first in range(0, len(order) - size + 1, size):
-        yield order[first : first + size][rank::world]
+    batch: Batch
+    """On the policy's device, but for contexts."""
+    view: View
+    """The objective's points."""
+    reference: Tensor | None
+    """[M, ...] what the weights at the start said, where the objective asks."""
+    start_velocity: Tensor | None
+    """[M, P, H, K] of the policy without its adapters, where a regulariser asks."""
+    cloning: tuple[Tensor, ...] | None
+    """Noise [M, H, K] and times [M] of the cloning term, where there is one."""
 
 
 def run_update(
     policy: QwenVLAPolicy,
     scored: list[ScoredTrajectory],
+    recipe: Recipe,
     *,
-    objective: Objective,
     optimise: Optimise,
-    config: PPOSection,
-    law: FlowSDE,
     seed: int,
     version: int,
     rank: int = 0,
     world: int = 1,
 ) -> UpdateReport:
-    """Pass `config.epochs` times over the round's decisions.
+    """Pass `epochs` times over the round's decisions.
 
     Args:
         policy: scored and, through `optimise`, changed.
         scored: all trajectories of the round.
-        objective: `LossInputs -> LossOutputs`.
+        recipe: the loss.
         optimise: applies the gradient of a scalar loss.
-        config: settings of the objective.
-        law: the sampler's law; scorer and sampler share its grid.
-        seed, version: key of the minibatch order; the report carries `version + 1`.
+        seed, version: key of the minibatch order and of fresh points; the report carries `version + 1`.
         rank, world: this learner's place.
     """
-    start = time.monotonic()
-    batch = flatten(scored, normalise=config.normalise_advantages)
+    start, config = time.monotonic(), recipe.objective
+    ready = prepare(policy, flatten(scored, normalise=config.normalise_advantages), recipe, (seed, version))
     logged: dict[str, list[float]] = defaultdict(list)
-    first_error = 0.0
+    first_error = float("nan")
     for epoch in range(config.epochs):
         for index in minibatches(
-            len(batch), config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world
+            len(ready.batch), config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world
         ):
-            out = objective(loss_inputs(policy, batch, index, law), config)
-            if not logged:
-                first_error = float(out.diagnostics["ratio_error"])
-            optimise(out.loss)
-            for name, value in out.diagnostics.items():
+            loss, diagnostics = minibatch_loss(policy, ready, index, recipe)
+            if not logged and "ratio_error" in diagnostics:
+                first_error = float(diagnostics["ratio_error"])
+            optimise(loss)
+            for name, value in diagnostics.items():
                 logged[name].append(float(value))
-    diagnostics = {name: float(np.mean(values)) for name, values in logged.items()}
-    diagnostics["explained_variance"] = explained_variance(batch.old_value.numpy(), batch.returns.numpy())
-    return UpdateReport(version + 1, diagnostics, first_error, time.monotonic() - start)
-
-
-def loss_inputs(policy: QwenVLAPolicy, batch: Batch, index: IntArray, law: FlowSDE) -> LossInputs:
-    """Score one minibatch under the present weights; observations are encoded again where contexts were not cached."""
-    rows, inputs = torch.from_numpy(index), batch.inputs
-
-    def here(tensor: Tensor) -> Tensor:
-        return tensor[rows].to(policy.device)
-
-    context = inputs.rows(rows) if isinstance(inputs, TorchContext) else policy.encode(inputs.rows(index))
-    context = context.to(policy.device)
-    log_prob = policy.log_prob(context, here(batch.x), here(batch.x_next), here(batch.step), law, here(batch.mask))
-    return LossInputs(
-        log_prob=log_prob.sum(-1),
-        old_log_prob=here(batch.old_log_prob),
-        advantage=here(batch.advantage),
-        value=policy.value(context),
-        old_value=here(batch.old_value),
-        returns=here(batch.returns),
+    means = {name: float(np.mean(values)) for name, values in logged.items()}
+    means["explained_variance"] = explained_variance(
+        ready.batch.old_value.cpu().numpy(), ready.batch.returns.cpu().numpy()
     )
+    return UpdateReport(version + 1, means, first_error, time.monotonic() - start)
+
+
+def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int, int]) -> Prepared:
+    """Lay out the points, and work out once what does not change during the update."""
+    batch = batch.to(policy.device)
+    view = view_of(batch, recipe.objective, recipe.law, seed)
+    reference = start = cloning = None
+    if recipe.objective.needs_old:
+        reference = _once(policy, view, recipe.objective.minibatch, view.reference)
+    if recipe.regularisers.velocity or recipe.regularisers.kl:
+        with without_adapters(policy):
+            start = _once(policy, view, recipe.objective.minibatch, lambda policy, context, rows, velocity: velocity)
+    if recipe.regularisers.cloning:
+        rng, shape = generator(seed[0], Stream.CLONING, seed[1], 0), tuple(batch.sample.shape)
+        draws = rng.standard_normal(shape, dtype=np.float32), rng.random(shape[:1], dtype=np.float32)
+        cloning = tuple(torch.from_numpy(draw).to(policy.device) for draw in draws)
+    return Prepared(batch, view, reference, start, cloning)
+
+
+def minibatch_loss(
+    policy: QwenVLAPolicy, ready: Prepared, index: IntArray, recipe: Recipe
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of one minibatch under the present weights, and what to log."""
+    rows = torch.from_numpy(index)
+    context = _context(policy, ready.view, rows)
+    rows = rows.to(policy.device)
+    velocity = velocities(policy, context, ready.view.x[rows], ready.view.tau[rows])
+    given = loss_inputs(policy, ready, context, rows, velocity)
+    out = recipe.loss(given, recipe.objective)
+    loss, diagnostics = out.loss, {**out.diagnostics, "policy_loss": out.loss.detach()}
+    if policy.critic != "none":
+        worth = _critic_loss(policy, ready.batch, context, rows, recipe)
+        loss, diagnostics["value_loss"] = loss + recipe.critic.coefficient * worth, worth.detach()
+    for name, weight, term in _regularisers(policy, ready, context, rows, velocity, recipe):
+        loss, diagnostics[name] = loss + weight * term, term.detach()
+    return loss, diagnostics
+
+
+def loss_inputs(
+    policy: QwenVLAPolicy, ready: Prepared, context: TorchContext, rows: Tensor, velocity: Tensor
+) -> LossInputs:
+    """The objective's inputs for the decisions `rows` [B]."""
+    return ready.view.inputs(
+        policy, context, rows, velocity, None if ready.reference is None else ready.reference[rows]
+    )
+
+
+def velocities(policy: QwenVLAPolicy, context: TorchContext, x: Tensor, tau: Tensor) -> Tensor:
+    """[B, P, H, K] in points x [B, P, H, K] at tau [B, P]; the context is prepared once."""
+    prepared = policy.prepare(context, x.shape[2])
+    return torch.stack([policy.decoder(prepared, x[:, p], tau[:, p]) for p in range(x.shape[1])], 1)
 
 
 def explained_variance(value: FloatArray, returns: FloatArray) -> float:
@@ -158,8 +170,51 @@ def explained_variance(value: FloatArray, returns: FloatArray) -> float:
     return float(1 - (returns - value).var() / spread) if spread > 0 else float("nan")
 
 
-def _inputs(parts: list[Context | Observation]) -> TorchContext | Observation:
-    contexts = [p for p in parts if isinstance(p, Context)]
-    if len(contexts) == len(parts):
-        return TorchContext.from_numpy(concatenate_contexts(contexts))
-    return concatenate([p for p in parts if isinstance(p, Observation)])
+def _context(policy: QwenVLAPolicy, view: View, rows: Tensor) -> TorchContext:
+    """Cached, or encoded again where observations were kept."""
+    inputs = view.batch.inputs
+    context = view.context(rows) if isinstance(inputs, TorchContext) else policy.encode(inputs.rows(rows.numpy()))
+    return context.to(policy.device)
+
+
+Asked = Callable[[QwenVLAPolicy, TorchContext, Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def _once(policy: QwenVLAPolicy, view: View, size: int, ask: Asked) -> Tensor:
+    """`ask` of every decision, in parts."""
+    found = []
+    for rows in torch.arange(len(view.x)).split(size):
+        context, here = _context(policy, view, rows), rows.to(policy.device)
+        found.append(ask(policy, context, here, velocities(policy, context, view.x[here], view.tau[here])))
+    return torch.cat(found)
+
+
+def _critic_loss(policy: QwenVLAPolicy, batch: Batch, context: TorchContext, rows: Tensor, recipe: Recipe) -> Tensor:
+    state = None if batch.privileged is None else batch.privileged[rows]
+    return value_loss(policy.value(context, state), batch.old_value[rows], batch.returns[rows], recipe.critic)
+
+
+def _regularisers(
+    policy: QwenVLAPolicy, ready: Prepared, context: TorchContext, rows: Tensor, velocity: Tensor, recipe: Recipe
+) -> list[tuple[str, float, Tensor]]:
+    """(name, weight, term) of those that are on."""
+    weights, batch, view = recipe.regularisers, ready.batch, ready.view
+    mask, found = batch.mask[rows], []
+    start = None if ready.start_velocity is None else ready.start_velocity[rows]
+    if weights.velocity and start is not None:
+        found.append(("velocity_distance", weights.velocity, terms.velocity_distance(velocity, start, mask)))
+    if isinstance(view, Transitions) and (weights.kl or weights.entropy):
+        mean, std = view.moments(policy, context, rows, velocity)
+        if weights.kl and start is not None:
+            start_mean, _ = view.moments(policy, context, rows, start)
+            found.append(("start_kl", weights.kl, terms.gaussian_kl(mean, start_mean, std, mask)))
+        if weights.entropy:
+            found.append(("entropy", -weights.entropy, terms.entropy(std.expand_as(mean), mask)))
+    if ready.cloning is not None:
+        noise, times = (t[rows] for t in ready.cloning)
+        x = interpolate(batch.sample[rows], noise, times[:, None, None])
+        clone = velocities(policy, context, x[:, None], times[:, None])[:, 0]
+        term = terms.cloning_loss(clone, batch.sample[rows], noise, mask, batch.success[rows])
+        found.append(("cloning", weights.cloning, term))
+    return found

@@ -17,6 +17,9 @@ class Stream(IntEnum):
     SCENE = 1
     NOISE = 2
     EXPERT = 3
+    POINTS = 4
+    ADVICE = 5
+    CLONING = 6
 
 
 def generator(seed: int, stream: Stream, env: int, episode: int, chunk: int = 0) -> np.random.Generator:

@@ -1,14 +1,14 @@
 """Records that cross the project's borders. numpy only: torch never crosses a process boundary.
 
 Letters in shapes: N environments side by side, T chunks in a row, H steps of a chunk (padded horizon), K action
-channels (padded width), c channels a body really uses (the leading ones), h x w pixels, L context tokens, D context
-width.
+channels (padded width), c channels a body really uses (the leading ones), J scored denoising transitions of a chain,
+h x w pixels, L context tokens, D context width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,24 @@ class SeedKeys:
     """[N] global number of the environment, whatever actor holds it."""
     episode: IntArray
     """[N] number of the episode within that environment."""
+    group: int = 1
+    """Environments in a row that begin each episode in the same state, for objectives that compare them."""
 
     def __len__(self) -> int:
         return len(self.env)
 
+    @property
+    def scene(self) -> IntArray:
+        """[N] what initial states are keyed by in place of `env`; noise is keyed by `env`."""
+        return self.env // self.group
+
     def rows(self, index: slice | IntArray) -> SeedKeys:
         """The keys of some of the environments."""
-        return SeedKeys(self.seed, self.env[index], self.episode[index])
+        return replace(self, env=self.env[index], episode=self.episode[index])
+
+    def at(self, episode: IntArray) -> SeedKeys:
+        """The same environments in other episodes [N]."""
+        return replace(self, episode=episode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +107,6 @@ class ActionChunk:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowTrace:
-    """The one denoising transition that Flow-SDE scores, and nothing more."""
-
-    x: FloatArray
-    """[N, H, K] chain state before the transition (normalised units, padding included)."""
-    x_next: FloatArray
-    """[N, H, K] chain state after it."""
-    step: IntArray
-    """[N] index k of the transition on the Euler grid."""
-    log_prob: FloatArray
-    """[N, H] log-density of the transition, summed over valid channels, one value per action step."""
-
-
-@dataclass(frozen=True, slots=True)
 class Context:
     """What the backbone made of an observation: the costly part, reusable while the backbone is frozen."""
 
@@ -155,14 +152,15 @@ class Trajectory:
     inputs: Context | Observation
     """What the decoder is conditioned on, T*N rows (chunk-major): cached contexts while the backbone is frozen, else
     the observations to encode again."""
-    x: FloatArray
-    """[T, N, H, K] see `FlowTrace`."""
-    x_next: FloatArray
-    """[T, N, H, K]."""
+    states: FloatArray
+    """[T, N, J + 1, H, K] chain states (normalised, padding included) before, between and after the scored transitions:
+    J = 1 where one step is stochastic, all steps for Flow-Noise, 0 for the ODE."""
     step: IntArray
-    """[T, N]."""
+    """[T, N] index k of the first scored transition on the Euler grid."""
     log_prob: FloatArray
-    """[T, N, H]."""
+    """[T, N, H] log-density of the scored transitions, summed over valid channels, one value per action step."""
+    sample: FloatArray
+    """[T, N, H, K] the chain's last state: the executed chunk in normalised units."""
     action_mask: BoolArray
     """[T, N, H, K] valid channels of executed steps."""
     reward: FloatArray
@@ -179,8 +177,15 @@ class Trajectory:
     """[T, N] value of the state in which the chunk was chosen."""
     next_value: FloatArray
     """[T, N] value of the state it led to: of the final observation where an episode was truncated."""
+    privileged: FloatArray | None
+    """[T, N, S] simulator state in which the chunk was chosen, for a critic that may see it."""
+    advised: tuple[Context, Context] | None
+    """What the decoder would be conditioned on with the words for a good and for a bad chunk in the prompt, T*N rows
+    each; only where an objective asks for it."""
     executed_std: float
     """What exploration added to executed actions, RMS in action units."""
+    contribution: FloatArray
+    """[num_steps] what the law's noise at each denoising step alone would add, RMS in action units."""
     policy_version: int
     """Version of the weights that acted; one for the whole trajectory."""
     keys: SeedKeys
@@ -201,6 +206,9 @@ class ScoredTrajectory:
     """[T, N] as estimated, not normalised."""
     returns: FloatArray
     """[T, N] target of the value head."""
+    used: BoolArray
+    """[T, N] whether there is anything to learn from the decision: False in unfinished episodes and undecided
+    groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +220,8 @@ class UpdateReport:
     diagnostics: Mapping[str, float]
     """Means over minibatches by name, for example `clip_fraction`."""
     first_ratio_error: float
-    """max |ratio - 1| over the first minibatch pass, before any step: sampler and scorer agree when it is ~0."""
+    """max |ratio - 1| over the first minibatch pass, before any step: sampler and scorer agree when it is ~0. NaN
+    where the objective has no ratio."""
     seconds: float
     """Wall time of the update."""
 

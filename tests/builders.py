@@ -14,6 +14,8 @@ import envs
 from rl_finetune.policy import FlowSDE, QwenVLAConfig, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.backbone import tiny_tokenizer
 from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.laws import Law
+from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles
 from rl_finetune.policy.prompt import body_sentence
 from rl_finetune.types import Context, Observation, SeedKeys, Trajectory
@@ -56,6 +58,16 @@ def wake(policy: QwenVLAPolicy) -> QwenVLAPolicy:
     return policy
 
 
+def noisy_policy(seed: int = 0) -> QwenVLAPolicy:
+    """A blind policy with a noise net that is no longer the same everywhere."""
+    policy = blind_policy(seed)
+    decoder = policy.config.decoder
+    policy.noise_net = NoiseNet(decoder.context_width, decoder.action_width, 0.08, 0.16)
+    nn.init.normal_(policy.noise_net.out.weight, std=0.5)
+    nn.init.normal_(policy.noise_net.out.bias, std=0.5)
+    return policy
+
+
 def random_contexts(num: int, seed: int = 0, tokens: int = 12) -> TorchContext:
     """Contexts of between `tokens` - 4 and `tokens` real tokens, as the backbone would leave them."""
     rng = torch.Generator().manual_seed(seed)
@@ -85,7 +97,7 @@ def trajectory(
     inputs: TorchContext | Observation,
     *,
     chunks: int = 1,
-    law: FlowSDE | None = None,
+    law: Law | None = None,
     seed: int = 0,
     whole: bool = False,
     **changes: Any,
@@ -103,10 +115,10 @@ def trajectory(
     mask = chunk.mask.reshape(chunks, n, HORIZON, WIDTH) & (np.arange(HORIZON) < executed[..., None])[..., None]
     fields = dict(
         inputs=_stored(inputs),
-        x=moved.x.numpy().reshape(mask.shape),
-        x_next=moved.x_next.numpy().reshape(mask.shape),
+        states=moved.states.numpy().reshape(chunks, n, -1, HORIZON, WIDTH),
         step=moved.step.numpy().reshape(chunks, n),
         log_prob=moved.log_prob.numpy().reshape(chunks, n, HORIZON),
+        sample=moved.sample.numpy().reshape(mask.shape),
         action_mask=mask,
         reward=rng.normal(size=(chunks, n, HORIZON)).astype(np.float32),
         steps_executed=executed,
@@ -115,7 +127,10 @@ def trajectory(
         success=np.zeros((chunks, n), bool),
         value=rng.normal(size=(chunks, n)).astype(np.float32),
         next_value=rng.normal(size=(chunks, n)).astype(np.float32),
+        privileged=None,
+        advised=None,
         executed_std=0.0,
+        contribution=np.zeros(4, np.float32),
         policy_version=0,
         keys=everyone.rows(slice(0, n)),
     )

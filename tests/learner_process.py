@@ -17,12 +17,12 @@ from safetensors.numpy import save_file
 from learners.advantages import score
 from learners.endpoint import Rendezvous
 from learners.learner import Learner
+from rl_finetune.config.objectives import PPOSection
 from rl_finetune.config.schema import (
     LearnerSection,
     LoraSection,
     OptimizerSection,
     PolicySection,
-    PPOSection,
     RunSection,
     TrainConfig,
 )
@@ -34,7 +34,7 @@ def job(folder: Path, world: int) -> TrainConfig:
     return TrainConfig(
         policy=PolicySection(path=str(folder / "policy")),
         lora=LoraSection(rank=4),
-        ppo=PPOSection(epochs=2, minibatch=16),
+        objective=PPOSection(epochs=2, minibatch=16),
         optimizer=OptimizerSection(actor_lr=1e-3, value_lr=1e-2),
         learner=LearnerSection(num_learners=world),
         run=RunSection(seed=5),

@@ -17,9 +17,9 @@ from actors.film import film_episodes
 from actors.rollout import collect
 from envs.base import VectorEnv
 from learners.advantages import score
-from learners.objectives.ppo import ppo_loss
-from learners.update import run_update
-from rl_finetune.config.schema import PPOSection
+from learners.objectives import OBJECTIVES
+from learners.update import Recipe, run_update
+from rl_finetune.config.objectives import PPOSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.policy.sampler import draw_noise
@@ -97,7 +97,7 @@ def test_one_actor_or_two_see_the_same_states_and_noise(whole: Round, halves: tu
     noise = draw_noise(one.keys, np.zeros(8, np.int64), 8, 16, LAW)
     assert np.array_equal(one.step[0], noise.step)
     at_start = one.step[0] == 0
-    assert at_start.any() and np.array_equal(one.x[0, at_start], noise.start[torch.from_numpy(at_start)])
+    assert at_start.any() and np.array_equal(one.states[0, at_start, 0], noise.start[torch.from_numpy(at_start)])
 
 
 def test_one_actor_or_two_take_the_same_first_actions(whole: Round, halves: tuple[Round, Round]) -> None:
@@ -105,15 +105,16 @@ def test_one_actor_or_two_take_the_same_first_actions(whole: Round, halves: tupl
     actions = np.concatenate([o.chunks[0].actions for o in others])
     np.testing.assert_allclose(actions, env.chunks[0].actions, rtol=0, atol=1e-5)
     assert np.abs(actions).max() > 0.01
-    for name in ("x", "x_next", "log_prob", "value"):
+    for name in ("states", "sample", "log_prob", "value"):
         joined = np.concatenate([getattr(t, name)[0] for t in two])
         np.testing.assert_allclose(joined, getattr(one, name)[0], rtol=0, atol=1e-4)
 
 
 def test_trajectory_has_the_shapes_and_keys_it_promises(whole: Round) -> None:
-    made, _ = whole
+    made, env = whole
     t, n = CHUNKS, 8
-    for name in ("x", "x_next", "action_mask"):
+    assert made.states.shape == (t, n, 2, 8, 16)
+    for name in ("sample", "action_mask"):
         assert getattr(made, name).shape == (t, n, 8, 16), name
     for name in ("log_prob", "reward"):
         assert getattr(made, name).shape == (t, n, 8), name
@@ -124,6 +125,8 @@ def test_trajectory_has_the_shapes_and_keys_it_promises(whole: Round) -> None:
     assert made.transitions == 40 and made.policy_version == 7 and made.keys.env.tolist() == list(range(8))
     assert made.value.dtype == made.next_value.dtype == made.log_prob.dtype == np.float32
     assert 0.001 < made.executed_std < 0.2
+    assert made.contribution.shape == (4,) and (made.contribution > 0).all() and made.advised is None
+    assert made.privileged is not None and made.privileged.shape == (t, n, len(env.spec.privileged))
 
 
 def test_mask_holds_used_channels_of_executed_steps(whole: Round) -> None:
@@ -145,7 +148,7 @@ def test_noise_of_later_episodes_is_keyed_by_their_number(whole: Round) -> None:
         noise = draw_noise(SeedKeys(3, np.arange(8), episode), number, 8, 16, LAW)
         assert np.array_equal(made.step[t], noise.step)
         at_start = made.step[t] == 0
-        assert np.array_equal(made.x[t, at_start], noise.start[torch.from_numpy(at_start)])
+        assert np.array_equal(made.states[t, at_start, 0], noise.start[torch.from_numpy(at_start)])
         episode, number = episode + ended[t], np.where(ended[t], 0, number + 1)
 
 
@@ -156,15 +159,15 @@ def test_stored_observations_are_those_that_were_cached(policy: QwenVLAPolicy, w
         again = policy.encode(made.inputs)
     assert isinstance(whole[0].inputs, Context)
     torch.testing.assert_close(again.hidden, torch.from_numpy(whole[0].inputs.hidden), rtol=0, atol=1e-5)
-    assert np.array_equal(made.x_next, whole[0].x_next)
+    assert np.array_equal(made.states, whole[0].states)
 
 
 def test_what_was_collected_has_ratio_one(policy: QwenVLAPolicy, whole: Round, halves: tuple[Round, Round]) -> None:
     """The whole path: world, contexts, chain, log-density, minibatches of other sizes."""
     data = [score(made, gamma=0.99, lam=0.95) for made in (whole[0], halves[0][0], halves[1][0])]
     report = run_update(
-        policy, data, objective=ppo_loss, optimise=lambda loss: None, config=PPOSection(epochs=1, minibatch=20),
-        law=LAW, seed=0, version=0,
+        policy, data, Recipe(PPOSection(epochs=1, minibatch=20), OBJECTIVES["ppo"], LAW),
+        optimise=lambda loss: None, seed=0, version=0,
     )  # fmt: skip
     assert report.first_ratio_error < 1e-4 and report.diagnostics["ratio_error"] < 1e-4
 

@@ -67,7 +67,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
-    assert "did you mean 'ppo.clip'?" in refused("train", "ppo.clp=0.1", cwd=tmp_path)
+    assert "did you mean 'objective.clip'?" in refused("train", "objective.clp=0.1", cwd=tmp_path)
     assert "'train'" in refused("train", "--config", "trian", cwd=tmp_path)
     assert "no run to resume" in refused("train", "--resume", "nowhere", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []

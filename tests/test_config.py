@@ -8,11 +8,12 @@ import pytest
 import yaml
 
 from rl_finetune.config import EvaluateConfig, Section, SFTConfig, TrainConfig, describe, dump, find, load
-from rl_finetune.config.describe import walk
+from rl_finetune.config.describe import members, walk
 from rl_finetune.config.files import FOLDER, merge
 from rl_finetune.errors import UserError
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
+OBJECTIVES = members(TrainConfig.model_fields["objective"])
 STAGE = "stages=[{name: a, train: decoder, steps: 1}]"
 
 
@@ -88,13 +89,14 @@ def test_merging_leaves_both_sides_alone() -> None:
 @pytest.mark.parametrize(
     ("override", "parts"),
     [
-        ("ppo.clp=1", ["unknown setting 'ppo.clp'", "got 1", "minibatch", "did you mean 'ppo.clip'?"]),
-        ("clip=0.1", ["unknown setting 'clip'", "did you mean 'ppo.clip'?"]),
+        ("objective.clp=1", ["unknown setting 'objective.clp'", "got 1", "replay", "did you mean 'objective.clip'?"]),
+        ("clip=0.1", ["unknown setting 'clip'", "did you mean 'objective.clip'?"]),
         ("optimiser.actor_lr=1", ["unknown setting 'optimiser'", "did you mean 'optimizer'?"]),
         ("zzz=1", ["unknown setting 'zzz'", "show-config --describe"]),
-        ("ppo.clip=x", ["'ppo.clip' has a wrong value", "got 'x'", "number > 0 and < 1"]),
-        ("ppo.clip=-5e-1", ["got -0.5", "number > 0 and < 1"]),
-        ("ppo.clip=", ["got null", "number > 0 and < 1"]),
+        ("optimizer.zzz=1", ["unknown setting 'optimizer.zzz'", "optimizer.{actor_lr, ", "show-config --describe"]),
+        ("objective.clip=x", ["'objective.clip' has a wrong value", "got 'x'", "number > 0 and < 1"]),
+        ("objective.clip=-5e-1", ["got -0.5", "number > 0 and < 1"]),
+        ("objective.clip=", ["got null", "number > 0 and < 1"]),
         ("optimizer.actor_lr=.inf", ["got '.inf'", "number >= 0"]),
         ("run.resume=1", ["got 1", "true or false"]),
         ("env.num_envs=1.5", ["got 1.5", "whole number >= 1"]),
@@ -105,13 +107,16 @@ def test_merging_leaves_both_sides_alone() -> None:
         ("learner.zero_stage=3", ["got 3", "1 | 2"]),
         ("run=5", ["'run'", "got 5", "a section of name: value pairs"]),
         ("optimizer.betas=[0.9]", ["'optimizer.betas", "list of 2 numbers"]),
-        ("ppo.minibatch=7", ["impossible combination at 'ppo.minibatch'", "got 7", "learner.num_learners = 2"]),
-        ("rollout.sde_step=9", ["impossible combination at 'rollout.sde_step'", "rollout.denoising_steps"]),
+        ("objective.minibatch=7", ["impossible combination at 'objective.minibatch': got 7", "num_learners = 2"]),
+        ("exploration.sde_step=9", ["impossible combination at 'exploration.sde_step'", "rollout.denoising_steps"]),
+        ("exploration.levels=[1, x, 1, 1]", ["'exploration.levels.1'", "got 'x'", "list of numbers, or null"]),
+        ("rollout.noise_level=1", ["unknown setting 'rollout.noise_level'", "did you mean 'exploration.noise_level'?"]),
+        ("ppo.clip=0.1", ["unknown setting 'ppo'", "did you mean 'objective.name=ppo'?"]),
         ("run.seed", ["override without", "got 'run.seed'", "key=value"]),
         ("=3", ["override without", "got '=3'"]),
         ("run..seed=3", ["override without", "got 'run..seed=3'"]),
         ("run.seed.x=3", ["run.seed is a single setting", "expected run.seed=value"]),
-        ("ppo.clip=[", ["override 'ppo.clip' is not valid YAML"]),
+        ("objective.clip=[", ["override 'objective.clip' is not valid YAML"]),
     ],
 )  # fmt: skip
 def test_a_bad_override_is_told_what_got_expected_and_what_to_do(
@@ -123,8 +128,122 @@ def test_a_bad_override_is_told_what_got_expected_and_what_to_do(
     assert all(part in line for part in parts), line
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["objective.name=grpp"],
+            "setting 'objective.name' has a wrong value: got 'grpp'; expected ppo | decoupled_ppo | grpo | rloo | "
+            "diffusion_nft | step_nft | fpo | fpo_plus | recap; did you mean 'grpo'?",
+        ),
+        (["objective.name="], "setting 'objective.name' has a wrong value: got null; expected ppo | "),
+        (["objective.name=[grpo]"], "setting 'objective.name' has a wrong value: got ['grpo']; expected ppo | "),
+        (
+            ["objective=grpo"],
+            "setting 'objective' has a wrong value: got 'grpo'; expected a section of name: value pairs; "
+            "did you mean 'objective.name=grpo'?",
+        ),
+        (["objective=5"], "setting 'objective' has a wrong value: got 5; expected a section of name: value pairs; "),
+        (
+            ["objective.name=grpo", "objective.beta=1"],
+            "unknown setting 'objective.beta': got 1; expected one of objective.{name, gamma, lam, epochs, minibatch, "
+            "normalise_advantages, group_size, replay, clip, dual_clip, log_ratio_clamp}; "
+            "objective.name=diffusion_nft or step_nft has it",
+        ),
+        (["objective.quantile=0.9"], "objective.name=recap has it"),
+        (["objective.name=grpo", "objective.dual_clp=2"], "did you mean 'objective.dual_clip'?"),
+        (["objective.name=grpo", "objective.zzz=2"], "see `rl-finetune show-config --describe`"),
+        (["objective.name=fpo", "objective.dual_clip=2"], "objective.{name, gamma, "),
+        (["objective.name=fpo", "objective.dual_clip=2"], "objective.name=ppo or decoupled_ppo or grpo or rloo has it"),
+        (
+            ["objective.clip=2"],
+            "setting 'objective.clip' has a wrong value: got 2; expected number > 0 and < 1; correct it",
+        ),
+        (
+            ["objective.name=rloo", "objective.dual_clip=1"],
+            "setting 'objective.dual_clip' has a wrong value: got 1; expected number > 1, or null; correct it",
+        ),
+        (["objective.name=rloo", "objective.group_size=1"], "'objective.group_size' has a wrong value: got 1; "),
+        (["objective.name=grpo", "env.num_envs=x", "objective.gama=1"], "'objective.gamma'? (and 1 more)"),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_of_an_objective_is_told_in_that_objectives_terms(overrides: list[str], told: str) -> None:
+    assert told in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("field", "got", "overrides"),
+    [
+        ("env.num_envs", "1; expected at least rollout.num_actors = 2", ["env.num_envs=1"]),
+        ("objective.minibatch", "514; expected at most", ["objective.minibatch=514"]),
+        ("objective.minibatch", "129; expected a multiple of", ["objective.minibatch=129"]),
+        ("rollout.denoising_steps", "1; expected at least 2", ["rollout.denoising_steps=1"]),
+        ("lora.parts", "[]", ["lora.parts=[]"]),
+        ("exploration.sde_step", "4; expected less than", ["exploration.sde_step=4"]),
+        ("exploration.levels", "[1.0]; expected one number for each", ["exploration.levels=[1]"]),
+        ("exploration.levels", "[]; expected one number for each", ["exploration.levels=[]"]),
+        ("exploration.odds", "[1.0, 1.0, 1.0]; expected one number for each", ["exploration.odds=[1, 1, 1]"]),
+        ("exploration.levels", "[-1.0, 1.0, 1.0, ", ["exploration.levels=[-1,1,1,1]", "exploration.odds=[0,1,1,1]"]),
+        ("exploration.odds", "[-1.0, 1.0, 1.0, 1.0]", ["exploration.odds=[-1, 1, 1, 1]"]),
+        ("exploration.odds", "[0.0, 0.0, 0.0, 0.0]", ["exploration.odds=[0, 0, 0, 0]"]),
+        ("exploration.levels", "[0.0, 1.0, 1.0, 1.0]; expected above 0 at every", ["exploration.levels=[0, 1, 1, 1]"]),
+        ("exploration.std_min", "0.16; expected below", ["exploration.std_min=0.16"]),
+        ("exploration.law", "ode; expected a stochastic law", ["exploration.law=ode"]),
+        ("exploration.law", "ode; expected flow_sde or", ["objective.name=step_nft", "exploration.law=ode"]),
+        ("exploration.law", "flow_noise; expected flow_sde", ["objective.name=step_nft", "exploration.law=flow_noise"]),
+        ("objective.group_size", "3; expected a divisor of", ["objective.group_size=3"]),
+        ("objective.group_size", "8; expected a divisor of", ["objective.name=grpo", "env.num_envs=100"]),
+        ("critic.kind", "linear; expected none", ["objective.name=grpo", "critic.kind=linear"]),
+        ("critic.kind", "privileged; expected none", ["objective.name=rloo", "critic.kind=privileged"]),
+        ("regularisers.entropy", "0.1; expected 0 unless", ["regularisers.entropy=0.1"]),
+        ("regularisers.kl", "0.1; expected 0", ["objective.name=fpo", "regularisers.kl=0.1"]),
+        ("objective.replay", "2; expected 1", ["objective.replay=2"]),
+        ("rollout.source", "runs/a; expected null", ["rollout.source=runs/a"]),
+        ("lora.parts", "['backbone', 'decoder']", ["objective.name=recap", "lora.parts=[backbone, decoder]"]),
+    ],
+)  # fmt: skip
+def test_impossible_combinations_name_the_setting(field: str, got: str, overrides: list[str]) -> None:
+    assert f"impossible combination at {field!r}: got {got}" in refused(*overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env.num_envs=2", "objective.minibatch=8"],
+        ["objective.minibatch=512"],
+        ["rollout.denoising_steps=2", "exploration.sde_step=1"],
+        ["exploration.levels=[0, 1, 1, 1]", "exploration.odds=[0, 1, 1, 1]"],
+        ["exploration.law=flow_noise", "regularisers.entropy=0.1"],
+        ["objective.name=diffusion_nft", "exploration.law=ode"],
+        ["objective.name=step_nft", "exploration.law=calibrated", "regularisers.kl=0.1"],
+        ["objective.name=grpo", "critic.kind=none"],
+        ["objective.name=fpo", "objective.replay=2", "rollout.source=runs/a"],
+        ["critic.kind=privileged", "lora.parts=[decoder, backbone]"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_next_to_the_impossible_is_possible(overrides: list[str]) -> None:
+    load(TrainConfig, None, overrides)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_objective_loads_by_its_name_and_survives_a_round_trip(name: str, tmp_path: Path) -> None:
+    saved = tmp_path / "config.yaml"
+    for file in (None, "train", "smoke"):
+        config = load(TrainConfig, file, [f"objective.name={name}", "objective.gamma=0.5"])
+        assert type(config.objective) is OBJECTIVES[name]
+        assert (config.objective.name, config.objective.gamma) == (name, 0.5)
+        saved.write_text(dump(config))
+        assert load(TrainConfig, saved) == config
+
+
+def test_settings_of_an_objective_without_a_name_are_those_of_ppo() -> None:
+    objective = load(TrainConfig, None, ["objective.dual_clip=", "objective.clip=0.1"]).objective
+    assert objective == OBJECTIVES["ppo"](clip=0.1, dual_clip=None)
+
+
 def test_more_than_one_problem_is_counted_and_unknown_names_come_first() -> None:
-    line = refused("ppo.clip=9", "run.seeed=1", "env.num_envs=0")
+    line = refused("objective.clip=9", "run.seeed=1", "env.num_envs=0")
     assert "run.seeed" in line and "(and 2 more)" in line
 
 
@@ -169,16 +288,39 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", [TrainConfig, EvaluateConfig, SFTConfig])
 def test_every_setting_has_a_sentence_and_is_described(kind: type[Section]) -> None:
     text = describe(kind)
-    for name, field in walk(kind):
+    for name, field, _ in walk(kind):
         assert field.description and field.description.rstrip().endswith("."), name
         assert f"\n{name}  (" in text
 
 
-def test_the_described_defaults_are_the_ones_in_force() -> None:
-    config = yaml.safe_load(dump(TrainConfig()))
-    for name, field in walk(TrainConfig):
+def test_what_only_some_objectives_have_is_described_with_their_names() -> None:
+    blocks = describe(TrainConfig).split("\n\n")
+    chooser = next(block for block in blocks if block.startswith("objective.name  ("))
+    assert chooser.startswith(f"objective.name  ({' | '.join(OBJECTIVES)}; default ppo)\n    What is learned from")
+    assert "\n    `rloo`: Clipped ratio, advantage against the mean of the others" in chooser
+    assert "objective.gamma  (number > 0 and <= 1; default 0.99)\n    Discount per environment step." in blocks
+    heads = [block.splitlines()[0] for block in blocks if block.startswith("objective.clip ")]
+    assert heads == [
+        "objective.clip  (number > 0 and < 1; default 0.2; with ppo, decoupled_ppo, grpo, rloo)",
+        "objective.clip  (number > 0 and < 1; default 0.05; with fpo)",
+        "objective.clip  (number > 0 and < 1; default 0.05; with fpo_plus)",
+    ]
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_described_defaults_are_the_ones_in_force(name: str) -> None:
+    config = yaml.safe_load(dump(load(TrainConfig, None, [f"objective.name={name}"])))
+    described = {s.name: s.field for s in walk(TrainConfig) if not s.only or name in s.only}
+    assert {s.removeprefix("objective.") for s in described if s.startswith("objective.")} == set(config["objective"])
+    for setting, field in described.items():
         value = config
-        for key in name.split("."):
+        for key in setting.split("."):
             value = value[key]
-        default = field.get_default(call_default_factory=True)
-        assert value == (list(default) if isinstance(default, tuple) else default), name
+        default = name if setting == "objective.name" else field.get_default(call_default_factory=True)
+        assert value == (list(default) if isinstance(default, tuple) else default), setting
+
+
+def test_each_objective_has_one_variant_of_a_setting() -> None:
+    for name in OBJECTIVES:
+        settings = [s.name for s in walk(TrainConfig) if not s.only or name in s.only]
+        assert len(settings) == len(set(settings))

@@ -200,7 +200,7 @@ def test_a_bfloat16_backbone_gives_float32_contexts_and_noise(seen: Observation)
         context = policy.encode(seen)
         _, moved = policy.sample(context, episode_keys(4), np.zeros(4, np.int64), WIDOWX, FlowSDE())
     assert next(policy.eyes.model.parameters()).dtype == torch.bfloat16
-    assert context.hidden.dtype == moved.x.dtype == moved.log_prob.dtype == torch.float32
+    assert context.hidden.dtype == moved.states.dtype == moved.sample.dtype == moved.log_prob.dtype == torch.float32
 
 
 # ---- the decoder against a naive one

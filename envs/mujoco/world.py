@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mujoco
 import numpy as np
 
@@ -43,7 +45,7 @@ class ReachWorld(VectorEnv):
     def reset(self, keys: SeedKeys) -> Observation:
         """See `VectorEnv.reset`."""
         check_keys(keys, self.num_envs)
-        self._keys = SeedKeys(keys.seed, np.array(keys.env), np.array(keys.episode))
+        self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
         self._scenes = [self._draw(env) for env in range(self.num_envs)]
         everyone = np.arange(self.num_envs)
         self._begin(everyone)
@@ -122,7 +124,7 @@ class ReachWorld(VectorEnv):
 
     def _draw(self, env: int) -> Scene:
         assert self._keys is not None
-        return draw_scene(self._keys.seed, int(self._keys.env[env]), int(self._keys.episode[env]))
+        return draw_scene(self._keys.seed, int(self._keys.scene[env]), int(self._keys.episode[env]))
 
     def _begin(self, rows: IntArray) -> None:
         for env in rows:

@@ -7,6 +7,9 @@
        +---------------- publish <---TrainedWeights (adapter, heads)-------------+
                          (the driver waits until every living runner has it)
 
+With `rollout.lag` the runners already play the next rounds while the learners learn, under weights that are that many
+updates old; with `rollout.source` nobody plays and stored rounds are learned from.
+
 A runner that dies costs its share of one round: the others' trajectories are used, Ray restarts it, and it gets the
 present weights before it plays again. RLlib brings Tune, the fault-tolerant runner group and the training iteration.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,19 +31,24 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from actors.env_runner import JOB_KEY, FlowEnvRunner
 from actors.evaluator import EpisodeResults
 from actors.film import Film
-from learners.advantages import score
+from learners.advantages import credit
 from rl_finetune.algorithm import cluster
 from rl_finetune.algorithm.learners import Learners
 from rl_finetune.algorithm.summary import Clock, iteration_row
 from rl_finetune.checkpoint import RunState, complete, load_state
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.metrics.rows import IterationRow
-from rl_finetune.types import Trajectory
+from rl_finetune.store import load_round, rounds, save_round
+from rl_finetune.types import ScoredTrajectory, Trajectory
 from rl_finetune.weights import TrainedWeights
 
 T = TypeVar("T")
 RECENT = 512
 """Latest training episodes in the rolling success rate."""
+ROLLOUTS = "rollouts"
+"""Folder of stored rounds within a run folder."""
+PATIENCE = 1.0
+"""Seconds between looks at rounds that are being played."""
 RESTART_PATIENCE = 300.0
 """Seconds to wait for a runner when none is left."""
 
@@ -62,6 +71,7 @@ class FlowRLConfig(AlgorithmConfig):
             num_env_runners=job.rollout.num_actors,
             num_cpus_per_env_runner=0.5,
             num_gpus_per_env_runner=job.rollout.gpus,
+            max_requests_in_flight_per_env_runner=job.rollout.lag + 2,
             create_local_env_runner=False,
             validate_env_runners_after_construction=True,
         )
@@ -89,6 +99,8 @@ class FlowRL(Algorithm):
         self.state = RunState(0, 0, 0, 0.0, 0, (), self.job.learner.num_learners)
         self.row: IterationRow | None = None
         self.learners = Learners(self.job)
+        self.recent: deque[list[ScoredTrajectory]] = deque(maxlen=self.job.objective.replay)
+        self.requested = 0
         self._publish()
 
     def training_step(self) -> None:
@@ -96,16 +108,43 @@ class FlowRL(Algorithm):
         clock = Clock()
         trajectories = self._collect()
         clock.lap("collect")
-        scored = [score(t, gamma=self.job.ppo.gamma, lam=self.job.ppo.lam) for t in trajectories]
+        self.recent.append(credit(trajectories, self.job.objective))
+        scored = [part for round_ in self.recent for part in round_]
         report = self.learners.update(scored, progress=self.state.iteration / self.job.run.iterations)
         weights = self._publish()
         clock.lap("update")
         self._judge(trajectories, report, weights, clock)
 
     def _collect(self) -> list[Trajectory]:
+        number, rollout = self.state.iteration, self.job.rollout
+        if rollout.source is not None:
+            stored = rounds(Path(rollout.source))
+            return load_round(stored[number % len(stored)])
+        found = self._ahead(number, rollout.lag) if rollout.lag else self._now(number)
+        if rollout.store or self.job.objective.replay > 1:
+            save_round(Path(self.job.run.folder) / ROLLOUTS, number, found)
+        return found
+
+    def _ahead(self, number: int, lag: int) -> list[Trajectory]:
+        """Ask for the rounds up to `number + lag`, wait for `number`."""
+        group = self.env_runner_group
+        self.requested = max(self.requested, number)
+        for later in range(self.requested, min(number + lag, self.job.run.iterations - 1) + 1):
+            group.foreach_env_runner_async("sample", kwargs={"round_number": later}, tag=f"round-{later}")
+        self.requested = max(self.requested, number + lag + 1)
+        waiting = len(group.healthy_env_runner_ids())
+        found: list[Trajectory] = []
+        deadline = time.monotonic() + RESTART_PATIENCE
+        while len(found) < waiting and time.monotonic() < deadline:
+            ready = group.fetch_ready_async_reqs(tags=f"round-{number}", timeout_seconds=PATIENCE)
+            found += [made for _, made in ready if isinstance(made, Trajectory)]
+            waiting = min(waiting, len(group.healthy_env_runner_ids()))
+        return found or self._now(number)
+
+    def _now(self, number: int) -> list[Trajectory]:
         deadline = time.monotonic() + RESTART_PATIENCE
         while True:
-            found = self._on_runners("sample", {"round_number": self.state.iteration})
+            found = self._on_runners("sample", {"round_number": number})
             if found:
                 return found
             if time.monotonic() > deadline:
@@ -186,7 +225,18 @@ class FlowRL(Algorithm):
         """Go on from what `save_checkpoint` wrote."""
         self.state = load_state(Path(checkpoint_dir))
         self.learners.restore(Path(checkpoint_dir), self.state.version)
+        self._remember()
         self._publish()
+
+    def _remember(self) -> None:
+        """Take up the stored rounds that the next update also learns from."""
+        first = max(0, self.state.iteration - self.job.objective.replay + 1)
+        for number in range(first, self.state.iteration):
+            path = Path(self.job.run.folder) / ROLLOUTS / f"{number:06d}.safetensors"
+            if self.job.rollout.source is not None:
+                stored = rounds(Path(self.job.rollout.source))
+                path = stored[number % len(stored)]
+            self.recent.append(credit(load_round(path), self.job.objective))
 
     def cleanup(self) -> None:
         """End learners and runners."""

@@ -47,15 +47,31 @@ def train(config: TrainConfig) -> int:
     """
     folder = Path(config.run.folder)
     preflight.check(config.policy, config.env)
+    preflight.check_source(config.rollout.source, config.objective)
     with claimed(folder, resume=config.run.resume):
         resumed = checkpoint.newest(folder) if config.run.resume else None
         if resumed is not None:
             checkpoint.check_learners(checkpoint.load_state(resumed), config.learner.num_learners)
             preflight.check_adapters(load(TrainConfig, folder / "config.yaml"), config)
+        config = _measured(config)
         job = _Job(config, folder)  # wandb may refuse; a folder with a config would count as a run
         (folder / "config.yaml").write_text(dump(config))
         job.run(resumed)
     return 0
+
+
+def _measured(config: TrainConfig) -> TrainConfig:
+    """The sampling law with measured numbers; they are part of the resolved config, so a resumed run keeps them."""
+    from actors.calibration import measured, unmeasured
+
+    if not unmeasured(config):
+        return config
+    config, found = measured(config)
+    shown = ", ".join(
+        f"k={k} a={a:.2g} p={p:.2f}" for k, (a, p) in enumerate(zip(found.levels, found.odds, strict=True))
+    )
+    print(f"measured exploration: executed std {found.executed_std:.4g}, {shown}", flush=True)
+    return config
 
 
 class _Job:

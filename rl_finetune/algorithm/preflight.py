@@ -7,12 +7,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 import envs
+from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.config.schema import EnvSection, PolicySection, TrainConfig
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.spec import handshake
+from rl_finetune.store import load_round, rounds
 
 
 def check(policy: PolicySection, env: EnvSection) -> None:
@@ -31,6 +33,22 @@ def check(policy: PolicySection, env: EnvSection) -> None:
 
         load_adapters(loaded, Path(policy.adapter))
     envs.make(env.name, 1, **env.options).close()
+
+
+def check_source(source: str | None, objective: ObjectiveSection) -> None:
+    """Read the first stored round that a job would learn from offline.
+
+    Raises:
+        UserError: there is none, it is damaged, or it holds less than the objective needs.
+    """
+    if source is None:
+        return
+    first = rounds(Path(source))[0]
+    if objective.advised and any(t.advised is None for t in load_round(first)):
+        raise UserError(
+            "stored rounds hold no advised contexts", got=str(first), expected="rounds collected for this objective",
+            do=f"collect them with objective.name={objective.name} rollout.store=true",
+        )  # fmt: skip
 
 
 def check_adapters(saved: TrainConfig, config: TrainConfig) -> None:

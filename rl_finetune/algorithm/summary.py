@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from rl_finetune.checkpoint import RunState
 from rl_finetune.metrics.intervals import wilson
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.types import Trajectory, UpdateReport
+
+KNOWN = {f.name for f in fields(IterationRow)} | {"ratio_error"}
+"""Diagnostics that have a column of their own."""
 
 
 @dataclass(slots=True)
@@ -63,13 +66,15 @@ def iteration_row(
         success_interval=wilson(sum(rolling), len(rolling)),
         mean_return=rewards / episodes if episodes else math.nan,
         episodes=episodes,
-        clip_fraction=d["clip_fraction"],
-        kl=d["kl"],
+        clip_fraction=d.get("clip_fraction", math.nan),
+        kl=d.get("kl", math.nan),
         first_ratio_error=report.first_ratio_error,
         explained_variance=d["explained_variance"],
         grad_norm=d["grad_norm"],
         executed_std=float(np.mean([t.executed_std for t in trajectories])),
-        value_loss=d["value_loss"],
+        effective_samples=d.get("effective_samples", math.nan),
+        staleness=state.version - min(t.policy_version for t in trajectories),
+        value_loss=d.get("value_loss", math.nan),
         policy_loss=d["policy_loss"],
         actor_lr=d["actor_lr"],
         steps_per_second=steps / seconds,
@@ -79,6 +84,8 @@ def iteration_row(
         actors_healthy=healthy,
         actors_lost=state.actors_lost,
         policy_version=after.version,
+        contribution=tuple(float(c) for c in np.mean([t.contribution for t in trajectories], axis=0)),
+        terms={name: value for name, value in d.items() if name not in KNOWN},
         events=events,
     )
     return after, row

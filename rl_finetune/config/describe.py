@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, TypeGuard, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeGuard, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from rl_finetune.config.schema import Section
+from rl_finetune.config.section import Section
 
 _NAMES: dict[Any, str] = {
     int: "whole number",
@@ -21,26 +21,85 @@ _NAMES: dict[Any, str] = {
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "entries >=", "max_length": "entries <="}
 
 
+class Setting(NamedTuple):
+    """One setting of a job."""
+
+    name: str
+    """Dotted."""
+    field: FieldInfo
+    """Its type, default and sentence."""
+    only: tuple[str, ...] = ()
+    """Members of a choice that have it like this; empty where it is there whatever is chosen."""
+
+
 def describe(kind: type[Section]) -> str:
-    """Every setting of a job, one block each: `name: type = default`, then its sentence."""
+    """Every setting of a job, one block each: `name  (type; default; who alone has it)`, then its sentences."""
     blocks = [f"{(kind.__doc__ or kind.__name__).strip()}"]
-    for name, field in walk(kind):
-        default = "required" if field.is_required() else f"default {_plain(field)}"
-        sentence = " ".join((field.description or "").split())
-        blocks.append(f"{name}  ({type_name(field)}; {default})\n    {sentence}")
+    for name, field, only in walk(kind):
+        facts = [type_name(field), "required" if field.is_required() else f"default {_plain(field)}"]
+        if only:
+            facts.append(f"with {', '.join(only)}")
+        lines = (" ".join(part.split()) for part in (field.description or "").split("\n\n"))
+        blocks.append("\n    ".join([f"{name}  ({'; '.join(facts)})", *lines]))
     return "\n\n".join(blocks) + "\n"
 
 
-def walk(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Dotted name and field of every setting; `name.N.part` for the entries of a list of sections."""
+def walk(kind: type[Section], prefix: str = "") -> Iterator[Setting]:
+    """Every setting, by its dotted name; `name.N.part` for the entries of a list of sections.
+
+    Of a choice of sections: what all have, then each variant of what only some have or have in another way.
+    """
     for name, field in kind.model_fields.items():
         inner = field.annotation
+        if members(field):
+            yield from _choice(field, f"{prefix}{name}.")
+            continue
         if is_section(inner):
             yield from walk(inner, f"{prefix}{name}.")
             continue
-        yield f"{prefix}{name}", field
+        yield Setting(f"{prefix}{name}", field)
         if get_origin(inner) is list and is_section(get_args(inner)[0]):
             yield from walk(get_args(inner)[0], f"{prefix}{name}.N.")
+
+
+def members(field: FieldInfo | None) -> dict[str, type[Section]]:
+    """The sections of a choice by the name that chooses each; empty for any other field."""
+    if field is None or not isinstance(field.discriminator, str):
+        return {}
+    sections = [part for part in get_args(field.annotation) if is_section(part)]
+    return {name: part for part in sections for name in get_args(part.model_fields[field.discriminator].annotation)}
+
+
+def chooser(field: FieldInfo) -> tuple[str, FieldInfo]:
+    """The name of the setting that chooses among sections, and the setting with all their names and what they are."""
+    name, sections = str(field.discriminator), members(field)
+    literal: Any = Literal
+    lines = [
+        field.description or "",
+        *(f"`{tag}`: {' '.join((s.__doc__ or '').split())}" for tag, s in sections.items()),
+    ]
+    default = getattr(field.get_default(call_default_factory=True), name, ...)
+    whole: Any = FieldInfo(annotation=literal[tuple(sections)], default=default, description="\n\n".join(lines))
+    return name, whole
+
+
+def _choice(field: FieldInfo, prefix: str) -> Iterator[Setting]:
+    """The chooser, then every variant of every setting with the members that have it; same names side by side."""
+    sections = members(field)
+    name, whole = chooser(field)
+    yield Setting(prefix + name, whole)
+    variants: dict[str, dict[Any, list[tuple[str, FieldInfo]]]] = {}
+    for tag, section in sections.items():
+        for part, own in section.model_fields.items():
+            if part != name:
+                looks = (type_name(own), _plain(own), own.description)
+                variants.setdefault(part, {}).setdefault(looks, []).append((tag, own))
+    found = [
+        Setting(prefix + part, alike[0][1], tuple(tag for tag, _ in alike) if len(alike) < len(sections) else ())
+        for part, ways in variants.items()
+        for alike in ways.values()
+    ]
+    yield from sorted(found, key=lambda setting: len(setting.only) > 0)
 
 
 def is_section(annotation: Any) -> TypeGuard[type[Section]]:
@@ -72,12 +131,16 @@ def _name(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(str(value) for value in inside)
     if origin is list:
-        return f"list of {'sections' if is_section(inside[0]) else _name(inside[0])}"
+        return f"list of {'sections' if is_section(inside[0]) else _plural(inside[0])}"
     if origin is tuple:
-        return f"list of {len(inside)} {_name(inside[0])}s"
+        return f"list of {len(inside)} {_plural(inside[0])}"
     if origin is dict:
         return "name: value pairs"
     return _NAMES.get(annotation, getattr(annotation, "__name__", str(annotation)))
+
+
+def _plural(annotation: Any) -> str:
+    return _name(annotation) + ("s" if annotation in (int, float) else "")
 
 
 def _plain(field: FieldInfo) -> str:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from rl_finetune.config import files
 from rl_finetune.config.messages import explain
-from rl_finetune.config.schema import Section
+from rl_finetune.config.section import Section
 
 Config = TypeVar("Config", bound=Section)
 

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-
-class Section(BaseModel):
-    """Base of all sections: immutable, strict about names and types, documented by the strings under fields."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
+from rl_finetune.config.objectives import AnyObjective, ObjectiveSection, PPOSection
+from rl_finetune.config.section import Section, require
 
 
 class PolicySection(Section):
@@ -24,6 +19,8 @@ class PolicySection(Section):
     """Another local folder or hub id for the backbone; null keeps the policy's own."""
     adapter: str | None = None
     """Folder of a trained adapter (written by `train`) to load on top; null loads none."""
+    guidance: float | None = Field(None, ge=0)
+    """beta of an advantage-conditioned adapter when it acts; null takes what was trained with."""
 
 
 class EnvSection(Section):
@@ -46,12 +43,41 @@ class RolloutSection(Section):
     """Chunks that each environment plays an iteration, from a fresh episode."""
     denoising_steps: int = Field(4, ge=1)
     """Euler steps from noise to actions."""
+    lag: int = Field(0, ge=0)
+    """Updates that the acting weights are behind: the next round is collected while learners still learn."""
+    store: bool = False
+    """Keep every round's trajectories in the run folder, to learn from them offline later."""
+    source: str | None = None
+    """Folder of stored rounds to learn from in place of collecting."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of each actor."""
+
+
+class ExplorationSection(Section):
+    """The sampling law: where on the way from noise to actions a chain is random, and by how much."""
+
+    law: Literal["flow_sde", "calibrated", "flow_noise", "ode"] = "flow_sde"
+    """`flow_sde`: one stochastic step a sample. `calibrated`: the same with measured levels, so that `executed_std`
+    is the dial. `flow_noise`: learned noise at every step. `ode`: the initial noise alone, for objectives without
+    likelihood."""
     noise_level: float = Field(0.5, gt=0)
     """a of Flow-SDE's sigma = a sqrt(tau / (1 - tau))."""
     sde_step: int | None = Field(None, ge=0)
     """Denoising step that is stochastic; null draws one per sample."""
-    gpus: float = Field(0.0, ge=0)
-    """GPUs of each actor."""
+    executed_std: float = Field(0.04, gt=0)
+    """What the calibrated law shall add to executed actions, RMS in action units (metres where the body is moved
+    so)."""
+    max_level: float = Field(2.0, gt=0)
+    """The calibrated law's a at any step is at most this."""
+    levels: list[float] | None = None
+    """a of each denoising step; measured where the law is calibrated and this is null."""
+    odds: list[float] | Literal["contribution"] | None = None
+    """Odds of each denoising step to be the stochastic one; `contribution` measures what each adds to executed actions.
+    null is uniform, measured where the law is calibrated."""
+    std_min: float = Field(0.08, gt=0)
+    """Smallest standard deviation of Flow-Noise."""
+    std_max: float = Field(0.16, gt=0)
+    """Largest standard deviation of Flow-Noise."""
 
 
 class LoraSection(Section):
@@ -72,31 +98,31 @@ class LoraSection(Section):
     """Linear layers of the language model, by the end of their name."""
 
 
-class PPOSection(Section):
-    """Clipped chunk-level PPO."""
+class CriticSection(Section):
+    """What tells the value of a state."""
 
-    gamma: float = Field(0.99, gt=0, le=1)
-    """Discount per environment step."""
-    lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda per chunk."""
-    clip: float = Field(0.2, gt=0, lt=1)
-    """Ratio clip."""
-    dual_clip: float | None = Field(3.0, gt=1)
-    """Bound on the loss of bad actions; null leaves it out."""
-    value_clip: float = Field(0.2, gt=0)
-    """Change of the value that a batch may make before it is clipped."""
-    huber: float = Field(10.0, gt=0)
-    """Errors above this count linearly in the value loss."""
-    value_coefficient: float = Field(1.0, ge=0)
+    kind: Literal["auto", "linear", "privileged", "none"] = "auto"
+    """`linear`: head on the mean backbone state (the paper's). `privileged`: a net on the simulator's state. `none`:
+    values are zero. `auto`: linear, or none where the objective compares groups."""
+    clip: float | None = Field(0.2, gt=0)
+    """Change of the value that a batch may make before it is clipped; null leaves it out."""
+    huber: float | None = Field(10.0, gt=0)
+    """Errors above this count linearly in the value loss; null is the squared error throughout."""
+    coefficient: float = Field(1.0, ge=0)
     """Weight of the value loss."""
-    epochs: int = Field(4, ge=1)
-    """Passes over each batch."""
-    minibatch: int = Field(128, ge=1)
-    """Chunk decisions in one optimizer step, over all learners together."""
-    log_ratio_clamp: float = Field(20.0, gt=0)
-    """Log-ratios are clamped to this before the exponential."""
-    normalise_advantages: bool = True
-    """Centre and scale advantages over the whole batch."""
+
+
+class RegularisersSection(Section):
+    """Terms that any objective can have beside its loss; a weight of 0 leaves one out and costs nothing."""
+
+    velocity: float = Field(0.0, ge=0)
+    """Weight of the mean squared distance to the starting policy's velocity."""
+    kl: float = Field(0.0, ge=0)
+    """Weight of the Kullback-Leibler divergence of the scored transitions from the starting policy's."""
+    cloning: float = Field(0.0, ge=0)
+    """Weight of the flow-matching loss on chunks of this round that were part of a success."""
+    entropy: float = Field(0.0, ge=0)
+    """Weight of the entropy of Flow-Noise, which is rewarded."""
 
 
 class OptimizerSection(Section):
@@ -181,8 +207,14 @@ class TrainConfig(Section):
     """Collection."""
     lora: LoraSection = LoraSection()
     """Adapters."""
-    ppo: PPOSection = PPOSection()
-    """Objective."""
+    exploration: ExplorationSection = ExplorationSection()
+    """Sampling law."""
+    objective: AnyObjective = PPOSection()
+    """What is learned from; its name decides which settings it has."""
+    critic: CriticSection = CriticSection()
+    """Values."""
+    regularisers: RegularisersSection = RegularisersSection()
+    """Terms beside the objective's loss."""
     optimizer: OptimizerSection = OptimizerSection()
     """Optimizer."""
     learner: LearnerSection = LearnerSection()
@@ -192,20 +224,78 @@ class TrainConfig(Section):
     run: RunSection = RunSection()
     """Run."""
 
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _ppo_by_default(cls, value: Any) -> Any:
+        return {"name": "ppo", **value} if isinstance(value, dict) else value
+
+    @property
+    def critic_kind(self) -> Literal["linear", "privileged", "none"]:
+        """The critic, `auto` resolved."""
+        if self.critic.kind != "auto":
+            return self.critic.kind
+        return "linear" if self.objective.credit == "gae" else "none"
+
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         actors, learners = self.rollout.num_actors, self.learner.num_learners
-        envs, minibatch = self.env.num_envs, self.ppo.minibatch
-        batch, steps, step = envs * self.rollout.chunks, self.rollout.denoising_steps, self.rollout.sde_step
-        _require(envs >= actors, "env.num_envs", envs, f"at least rollout.num_actors = {actors}")
-        _require(minibatch <= batch, "ppo.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}")
-        _require(
-            minibatch % learners == 0, "ppo.minibatch", minibatch, f"a multiple of learner.num_learners = {learners}"
+        envs, minibatch = self.env.num_envs, self.objective.minibatch
+        batch, steps = envs * self.rollout.chunks, self.rollout.denoising_steps
+        require(envs >= actors, "env.num_envs", envs, f"at least rollout.num_actors = {actors}")
+        require(
+            minibatch <= batch, "objective.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}"
         )
-        _require(step is None or step < steps, "rollout.sde_step", step, f"less than rollout.denoising_steps = {steps}")
-        _require(steps > 1, "rollout.denoising_steps", steps, "at least 2: Flow-SDE has no finite first step with one")
-        _require(len(self.lora.parts) > 0, "lora.parts", self.lora.parts, "decoder, backbone, or both")
+        require(
+            minibatch % learners == 0, "objective.minibatch", minibatch,
+            f"a multiple of learner.num_learners = {learners}",
+        )  # fmt: skip
+        require(steps > 1, "rollout.denoising_steps", steps, "at least 2: Flow-SDE has no finite first step with one")
+        require(len(self.lora.parts) > 0, "lora.parts", self.lora.parts, "decoder, backbone, or both")
+        _check_law(self.exploration, self.objective, steps)
+        _check_objective(self)
         return self
+
+
+def _check_law(law: ExplorationSection, objective: ObjectiveSection, steps: int) -> None:
+    step, known = law.sde_step, f"one number for each of rollout.denoising_steps = {steps}"
+    require(step is None or step < steps, "exploration.sde_step", step, f"less than rollout.denoising_steps = {steps}")
+    odds = law.odds if isinstance(law.odds, list) else None
+    for name, values in (("levels", law.levels), ("odds", odds)):
+        require(values is None or len(values) == steps, f"exploration.{name}", values, known)
+        possible = values is None or (min(values) >= 0 and max(values) > 0)
+        require(possible, f"exploration.{name}", values, "none below 0 and at least one above")
+    drawn = [step] if step is not None else [k for k, p in enumerate(odds or [1.0] * steps) if p > 0]
+    silent = law.levels is not None and any(law.levels[k] == 0 for k in drawn)
+    require(not silent, "exploration.levels", law.levels, "above 0 at every step that may be drawn")
+    free = law.law != "calibrated" or step is None
+    require(free, "exploration.sde_step", step, "null: the calibrated law draws the step by what each contributes")
+    require(law.std_min < law.std_max, "exploration.std_min", law.std_min, f"below std_max = {law.std_max}")
+    if objective.view == "density":
+        require(law.law != "ode", "exploration.law", "ode", "a stochastic law: the objective scores what was sampled")
+    if objective.view == "transitions":
+        allowed = law.law in ("flow_sde", "calibrated")
+        require(allowed, "exploration.law", law.law, "flow_sde or calibrated: the objective scores one transition")
+
+
+def _check_objective(job: TrainConfig) -> None:
+    objective, terms, source = job.objective, job.regularisers, job.rollout.source
+    envs, size, epochs = job.env.num_envs, objective.group_size, objective.replay
+    require(envs % size == 0, "objective.group_size", size, f"a divisor of env.num_envs = {envs}")
+    grouped = objective.credit != "gae"
+    kind = job.critic.kind
+    require(not grouped or kind in ("auto", "none"), "critic.kind", kind, f"none: {objective.name} compares groups")
+    scored = objective.view != "pairs"
+    noisy = job.exploration.law == "flow_noise" and scored
+    allowed = "0 unless exploration.law=flow_noise and the objective scores it"
+    require(terms.entropy == 0 or noisy, "regularisers.entropy", terms.entropy, allowed)
+    require(terms.kl == 0 or scored, "regularisers.kl", terms.kl, f"0: {objective.name} scores no transitions")
+    likely = objective.view == "density" and not objective.needs_old
+    require(epochs == 1 or not likely, "objective.replay", epochs, f"1: {objective.name} learns from what it just did")
+    require(source is None or not likely, "rollout.source", source, f"null: {objective.name} cannot learn offline")
+    require(
+        not objective.advised or "backbone" not in job.lora.parts, "lora.parts", job.lora.parts,
+        f"decoder alone: {objective.name} caches its contexts",
+    )  # fmt: skip
 
 
 class EvaluateConfig(Section):
@@ -274,12 +364,3 @@ class SFTConfig(Section):
     """Skip stages whose checkpoint is already in the folder."""
     evaluation: EvaluationSection = EvaluationSection()
     """Success of the result."""
-
-
-class Impossible(ValueError):
-    """A combination of settings that cannot work."""
-
-
-def _require(holds: bool, field: str, got: object, expected: str) -> None:
-    if not holds:
-        raise Impossible(f"{field}: got {got}; expected {expected}")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+TERM, STEP = "terms/", "contribution/"
+"""Prefixes under which a row's mappings are flattened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,12 @@ class IterationRow:
     """Gradient norm before clipping."""
     executed_std: float
     """Standard deviation that exploration gives to the executed actions, in action units."""
+    effective_samples: float
+    """Share of the decisions that the ratios leave to count: 1 where all weigh the same."""
+    staleness: int
+    """Updates between the weights that acted and those that learned."""
     value_loss: float
-    """Loss of the value head."""
+    """Loss of the critic."""
     policy_loss: float
     """Loss of the policy."""
     actor_lr: float
@@ -58,6 +65,10 @@ class IterationRow:
     """Actors lost and restarted since the run began."""
     policy_version: int
     """Version of the weights that the round produced."""
+    contribution: tuple[float, ...] = ()
+    """What the law's noise at each denoising step alone would add to executed actions, in action units."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """What the objective and the regularisers log beyond the above, by name."""
     events: tuple[str, ...] = ()
     """What happened besides: losses, restarts, checkpoints."""
 
@@ -68,9 +79,11 @@ class IterationRow:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON and wandb; the interval becomes `success_low` and `success_high`."""
-        record = {field.name: getattr(self, field.name) for field in fields(self)}
+        record = {f.name: getattr(self, f.name) for f in fields(self)}
         low, high = record.pop("success_interval")
-        return {**record, "success_low": low, "success_high": high, "events": list(self.events)}
+        terms = {TERM + name: value for name, value in record.pop("terms").items()}
+        steps = {f"{STEP}{k}": value for k, value in enumerate(record.pop("contribution"))}
+        return {**record, **steps, **terms, "success_low": low, "success_high": high, "events": list(self.events)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> IterationRow:
@@ -78,4 +91,6 @@ class IterationRow:
         values: dict[str, Any] = {name: math.nan if value is None else value for name, value in record.items()}
         values["success_interval"] = (values["success_low"], values["success_high"])
         values["events"] = tuple(record.get("events", ()))
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        values["terms"] = {name.removeprefix(TERM): v for name, v in values.items() if name.startswith(TERM)}
+        values["contribution"] = tuple(v for name, v in values.items() if name.startswith(STEP))
+        return cls(**{f.name: values[f.name] for f in fields(cls)})

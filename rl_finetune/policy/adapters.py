@@ -5,11 +5,15 @@ Stored layout, each part loadable by `peft.PeftModel.from_pretrained` alone:
     decoder/adapter_config.json, decoder/adapter_model.safetensors
     backbone/...                      where the backbone trains too
     value_head.safetensors
+    extras.safetensors                privileged critic and noise net, where there are any
+    guidance.json                     of an advantage-conditioned policy
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +24,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rl_finetune.config.schema import LoraSection
+from rl_finetune.config.objectives import RECAPSection
+from rl_finetune.config.schema import LoraSection, TrainConfig
 from rl_finetune.errors import UserError
+from rl_finetune.policy.critics import PrivilegedCritic
+from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.policy import QwenVLAPolicy
 from rl_finetune.types import FloatArray
 
 VALUE_FILE = "value_head.safetensors"
+EXTRAS_FILE = "extras.safetensors"
+GUIDANCE_FILE = "guidance.json"
+ADVICE_TOKENS = 32
+"""Room that advice takes in the prompt, at most."""
 
 
 def add_adapters(policy: QwenVLAPolicy, config: LoraSection, *, seed: int) -> QwenVLAPolicy:
@@ -43,6 +54,57 @@ def add_adapters(policy: QwenVLAPolicy, config: LoraSection, *, seed: int) -> Qw
         language.language_model = _wrapped(language.language_model, config, config.backbone_targets, "backbone")
     policy.value_head.requires_grad_(True)
     return policy
+
+
+@contextmanager
+def without_adapters(policy: QwenVLAPolicy) -> Iterator[None]:
+    """The policy as it was before training, for as long as the block lasts."""
+    with ExitStack() as stack:
+        for module in _wrapped_parts(policy).values():
+            stack.enter_context(module.disable_adapter())
+        yield
+
+
+def equip(policy: QwenVLAPolicy, job: TrainConfig, privileged: int) -> QwenVLAPolicy:
+    """Everything that a job trains: adapters, the critic, and a noise net where the law learns one.
+
+    Args:
+        policy: plain; changed in place.
+        job: the job.
+        privileged: S, channels of the environment's privileged state.
+
+    Raises:
+        UserError: a privileged critic without such a state, or no layer has a configured name.
+    """
+    policy = add_adapters(policy, job.lora, seed=job.run.seed)
+    policy.critic = job.critic_kind
+    policy.value_head.requires_grad_(policy.critic == "linear")
+    if policy.critic == "privileged":
+        if not privileged:
+            raise UserError(
+                "this environment exposes no privileged state", got=f"critic.kind=privileged with {job.env.name}",
+                expected="an environment whose spec names privileged channels", do="set critic.kind=linear",
+            )  # fmt: skip
+        policy.privileged_critic = PrivilegedCritic(privileged)
+    law, decoder = job.exploration, policy.config.decoder
+    if law.law == "flow_noise":
+        policy.noise_net = NoiseNet(decoder.context_width, decoder.action_width, law.std_min, law.std_max)
+    set_version(policy, job, 0)
+    return policy
+
+
+def set_version(policy: QwenVLAPolicy, job: TrainConfig, version: int) -> None:
+    """What the version of the weights decides besides the weights: an advised policy acts on advice once it knows
+    it."""
+    if isinstance(job.objective, RECAPSection):
+        guide(policy, job.objective.guidance if version >= job.objective.warmup else 0.0)
+
+
+def guide(policy: QwenVLAPolicy, guidance: float) -> None:
+    """Let the policy act on good advice, and make room for it in the prompt."""
+    policy.guidance = guidance
+    if policy.backbone is not None:
+        policy.backbone.max_tokens = policy.config.max_context_tokens + ADVICE_TOKENS
 
 
 def trained_state(policy: QwenVLAPolicy) -> dict[str, FloatArray]:
@@ -68,6 +130,11 @@ def save_adapters(policy: QwenVLAPolicy, folder: Path) -> None:
     for part, module in _wrapped_parts(policy).items():
         module.save_pretrained(folder / part)
     save_file({k: v.contiguous() for k, v in policy.value_head.state_dict().items()}, folder / VALUE_FILE)
+    extras = _extras(policy)
+    if extras:
+        save_file({k: v.detach().contiguous() for k, v in extras.items()}, folder / EXTRAS_FILE)
+    if policy.guidance is not None:
+        (folder / GUIDANCE_FILE).write_text(json.dumps({"guidance": policy.guidance}) + "\n")
 
 
 def load_adapters(policy: QwenVLAPolicy, folder: Path) -> QwenVLAPolicy:
@@ -90,6 +157,8 @@ def load_adapters(policy: QwenVLAPolicy, folder: Path) -> QwenVLAPolicy:
             language = policy.backbone.model.model
             language.language_model = PeftModel.from_pretrained(language.language_model, str(folder / "backbone"))
         policy.value_head.load_state_dict(load_file(folder / VALUE_FILE))
+        if (folder / GUIDANCE_FILE).is_file():
+            guide(policy, float(json.loads((folder / GUIDANCE_FILE).read_text())["guidance"]))
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -114,6 +183,18 @@ def restore_adapters(policy: QwenVLAPolicy, folder: Path) -> None:
     for part, module in _wrapped_parts(policy).items():
         set_peft_model_state_dict(module, load_peft_weights(str(folder / part), device="cpu"))
     policy.value_head.load_state_dict(load_file(folder / VALUE_FILE))
+    extras = _extras(policy)
+    if extras:
+        stored = load_file(folder / EXTRAS_FILE)
+        with torch.no_grad():
+            for name, parameter in extras.items():
+                parameter.copy_(stored[name])
+
+
+def _extras(policy: QwenVLAPolicy) -> dict[str, nn.Parameter]:
+    """Parameters of what only training has."""
+    prefixes = ("privileged_critic.", "noise_net.")
+    return {name: p for name, p in policy.named_parameters() if name.startswith(prefixes)}
 
 
 def _wrapped_parts(policy: QwenVLAPolicy) -> dict[str, PeftModel]:

@@ -11,9 +11,9 @@ Folder layout of `save_pretrained`:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,16 +24,21 @@ from torch import Tensor, nn
 from rl_finetune.errors import UserError
 from rl_finetune.policy import normalisation
 from rl_finetune.policy.config import QwenVLAConfig
+from rl_finetune.policy.critics import PrivilegedCritic
 from rl_finetune.policy.decoder import ActionDecoder, Prepared
 from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.laws import ODE, FlowSDE, Law
+from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles, channel_mask
-from rl_finetune.policy.sampler import FlowSDE, Transition, draw_noise, sample_flow_sde, sample_ode, score
+from rl_finetune.policy.sampler import Noise, Spread, Transition, Velocity, draw_noise, sample, sample_ode, score
 from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import ActionChunk, Context, IntArray, Observation, SeedKeys
 
 if TYPE_CHECKING:
     from rl_finetune.policy.backbone import Backbone
 
+Critic = Literal["linear", "privileged", "none"]
+"""What tells the value of a state: the linear head on the mean backbone state, a net on the simulator's, or nothing."""
 WEIGHTS_FILE = "model.safetensors"
 BACKBONE_FOLDER = "backbone"
 
@@ -63,6 +68,34 @@ class TorchContext:
         """Some of the samples."""
         return TorchContext(self.hidden[index], self.mask[index], self.positions[:, index])
 
+    @property
+    def pooled(self) -> Tensor:
+        """[N, D] mean over real tokens."""
+        weight = self.mask[..., None].to(self.hidden.dtype)
+        return (self.hidden * weight).sum(1) / weight.sum(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Advised:
+    """Contexts of one observation without advice and with the words for a good and for a bad chunk in the prompt."""
+
+    plain: TorchContext
+    good: TorchContext
+    bad: TorchContext
+
+    def rows(self, index: Tensor) -> Advised:
+        """Some of the samples."""
+        return Advised(self.plain.rows(index), self.good.rows(index), self.bad.rows(index))
+
+
+Seen = TorchContext | Advised
+"""What a policy acts on: advised where it is guided."""
+
+
+def plain(seen: Seen) -> TorchContext:
+    """The context without advice."""
+    return seen.plain if isinstance(seen, Advised) else seen
+
 
 class QwenVLAPolicy(nn.Module):
     """A vision-language-action policy for every embodiment in its config.
@@ -81,6 +114,10 @@ class QwenVLAPolicy(nn.Module):
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
         self.quantiles = quantiles
+        self.critic: Critic = "linear"
+        self.privileged_critic: PrivilegedCritic | None = None
+        self.noise_net: NoiseNet | None = None
+        self.guidance: float | None = None
 
     @classmethod
     def build(cls, config: QwenVLAConfig, tokenizer: Any, quantiles: dict[str, Quantiles]) -> QwenVLAPolicy:
@@ -162,6 +199,13 @@ class QwenVLAPolicy(nn.Module):
         inputs = self.eyes.tokenise(observation, self.body(observation.embodiment))
         return TorchContext(self.eyes(inputs).float(), inputs.mask, inputs.positions)
 
+    def look(self, observation: Observation) -> Seen:
+        """`encode` as this policy acts: with advice in the prompt too where it is guided."""
+        seen = self.encode(observation)
+        if self.guidance is None:
+            return seen
+        return Advised(seen, *(self.encode(advise(observation, word)) for word in ADVICE))
+
     def prepare(self, context: TorchContext, horizon: int) -> Prepared:
         """Decoder-side preparation, once per chunk."""
         return self.decoder.prepare(context.hidden, context.mask, context.positions, horizon)
@@ -170,38 +214,72 @@ class QwenVLAPolicy(nn.Module):
         """Flow velocity [N, H, K] at chain state `x` and noise level `tau` [N]."""
         return self.decoder(self.prepare(context, x.shape[1]), x, tau)
 
-    def value(self, context: TorchContext) -> Tensor:
-        """State value [N]: linear head on the mean backbone state, no gradient into the backbone."""
-        weight = context.mask[..., None].to(context.hidden.dtype)
-        pooled = (context.hidden * weight).sum(1) / weight.sum(1)
-        return self.value_head(pooled.detach())[:, 0]
+    def value(self, context: TorchContext | None, privileged: Tensor | None = None) -> Tensor:
+        """State value [N] by the present critic; no gradient into the backbone.
+
+        Args:
+            context: N encoded observations; a privileged critic needs none.
+            privileged: [N, S] simulator state, for a privileged critic.
+
+        Raises:
+            ValueError: the critic was not given what it judges, or there is none.
+        """
+        if self.critic == "linear" and context is not None:
+            return self.value_head(context.pooled.detach())[:, 0]
+        if self.privileged_critic is not None and privileged is not None:
+            return self.privileged_critic(privileged)
+        raise ValueError(f"critic {self.critic!r} got neither the context nor the state that it judges")
 
     @torch.no_grad()
     def sample(
-        self, context: TorchContext, keys: SeedKeys, chunk: IntArray, body: EmbodimentSpec, law: FlowSDE
+        self, seen: Seen, keys: SeedKeys, chunk: IntArray, body: EmbodimentSpec, law: Law
     ) -> tuple[ActionChunk, Transition]:
-        """Explore: one Flow-SDE chunk a sample, in the environment's units, and the transition to score.
+        """Explore: one chunk a sample, in the environment's units, and the transitions to score.
 
         Args:
-            context: N encoded observations.
+            seen: N observations as `look` gives them.
             keys: episodes they belong to.
             chunk: [N] number of the chunk within its episode.
             body: embodiment of all N.
             law: sampling law.
         """
-        horizon, width = body.action.horizon, self.config.decoder.action_width
-        noise = draw_noise(keys, chunk, horizon, width, law).to(self.device)
-        mask = channel_mask(len(keys), horizon, body.action.channels, width)
-        prepared = self.prepare(context, horizon)
-        x, transition = sample_flow_sde(
-            lambda x, tau: self.decoder(prepared, x, tau), noise, law, torch.from_numpy(mask).to(self.device)
-        )
-        return self._chunk(x, mask, body), transition
+        noise = draw_noise(keys, chunk, body.action.horizon, self.config.decoder.action_width, law)
+        return self.play(seen, noise, body, law)
+
+    @torch.no_grad()
+    def play(self, seen: Seen, noise: Noise, body: EmbodimentSpec, law: Law) -> tuple[ActionChunk, Transition]:
+        """`sample` from given noise."""
+        noise = noise.to(self.device)
+        _, horizon, width = noise.start.shape
+        mask = channel_mask(len(noise.start), horizon, body.action.channels, width)
+        valid = torch.from_numpy(mask).to(self.device)
+        moved = sample(self.field(seen, horizon), noise, law, valid, self.spread(plain(seen)))
+        return self._chunk(moved.sample, mask, body), moved
+
+    def field(self, seen: Seen, horizon: int) -> Velocity:
+        """The velocity that is integrated; guided, v_0 + beta (v_good - v_0) (flow_rl, advantage-conditioned)."""
+        prepared = self.prepare(plain(seen), horizon)
+        if not isinstance(seen, Advised) or self.guidance is None:
+            return lambda x, tau: self.decoder(prepared, x, tau)
+        good, scale = self.prepare(seen.good, horizon), self.guidance
+
+        def guided(x: Tensor, tau: Tensor) -> Tensor:
+            v = self.decoder(prepared, x, tau)
+            return v + scale * (self.decoder(good, x, tau) - v)
+
+        return guided
+
+    def spread(self, context: TorchContext) -> Spread | None:
+        """Standard deviations of Flow-Noise, where the policy has a noise net."""
+        if self.noise_net is None:
+            return None
+        net, pooled = self.noise_net, context.pooled.detach()
+        return lambda x, tau: net(pooled, x, tau)
 
     @torch.no_grad()
     def act(
         self,
-        context: TorchContext,
+        seen: Seen,
         keys: SeedKeys,
         chunk: IntArray,
         body: EmbodimentSpec,
@@ -210,18 +288,14 @@ class QwenVLAPolicy(nn.Module):
     ) -> ActionChunk:
         """Evaluate: the ODE from initial noise scaled by `temperature`; `num_steps` is the policy's own by default."""
         horizon, width = body.action.horizon, self.config.decoder.action_width
-        law = FlowSDE(num_steps or self.config.num_steps)
+        law = ODE(num_steps or self.config.num_steps)
         noise = draw_noise(keys, chunk, horizon, width, law).to(self.device)
-        prepared = self.prepare(context, horizon)
-        x = sample_ode(lambda x, tau: self.decoder(prepared, x, tau), noise.start * temperature, law.num_steps)
+        x = sample_ode(self.field(seen, horizon), noise.start * temperature, law.num_steps)
         return self._chunk(x, channel_mask(len(keys), horizon, body.action.channels, width), body)
 
-    def log_prob(
-        self, context: TorchContext, x: Tensor, x_next: Tensor, step: Tensor, law: FlowSDE, mask: Tensor
-    ) -> Tensor:
-        """Log-density [N, H] of stored transitions under the present weights."""
-        prepared = self.prepare(context, x.shape[1])
-        return score(lambda x, tau: self.decoder(prepared, x, tau), x, x_next, step, law, mask)
+    def log_prob(self, context: TorchContext, states: Tensor, step: Tensor, law: FlowSDE, mask: Tensor) -> Tensor:
+        """Log-density [N, H] of stored Flow-SDE transitions under the present weights."""
+        return score(self.field(context, states.shape[2]), states, step, law, mask)
 
     def _chunk(self, x: Tensor, mask: np.ndarray, body: EmbodimentSpec) -> ActionChunk:
         actions = self.quantiles[body.tag].denormalise(x.cpu().numpy())
@@ -258,6 +332,15 @@ def _load_backbone(config: QwenVLAConfig, source: str) -> Backbone:
 
     views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
     return load_backbone(source, config.max_context_tokens, getattr(torch, config.dtype), views)
+
+
+ADVICE = ("positive", "negative")
+"""Words of the prompt for a good and for a bad chunk."""
+
+
+def advise(observation: Observation, word: str) -> Observation:
+    """The same observation with the advantage in words behind the task (flow_rl, advantage-conditioned)."""
+    return replace(observation, instruction=tuple(f"{text}. Advantage: {word}" for text in observation.instruction))
 
 
 def parameter_count(module: nn.Module) -> int:

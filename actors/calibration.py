@@ -1,0 +1,54 @@
+"""Measures a sampling law in the world that a job will train in."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from actors.player import Player
+from rl_finetune.config.schema import TrainConfig
+from rl_finetune.policy.calibration import Calibration, calibrate, contributions
+from rl_finetune.policy.laws import FlowSDE
+from rl_finetune.types import SeedKeys
+
+SAMPLE = 64
+"""First observations that are measured on."""
+
+
+def unmeasured(job: TrainConfig) -> bool:
+    """Whether the job's law still has numbers to be measured."""
+    law = job.exploration
+    return (law.law == "calibrated" and law.levels is None) or law.odds == "contribution"
+
+
+def measured(job: TrainConfig) -> tuple[TrainConfig, Calibration]:
+    """The job with measured levels and odds in its settings, and the measurement.
+
+    Raises:
+        UserError: policy or environment cannot be used, or the law cannot be made that wide.
+    """
+    player = Player(job.policy, job.env, job.evaluation, min(SAMPLE, job.env.num_envs))
+    try:
+        return measured_with(player, job)
+    finally:
+        player.close()
+
+
+@torch.no_grad()
+def measured_with(player: Player, job: TrainConfig) -> tuple[TrainConfig, Calibration]:
+    """The same with a player that is there already, on the first observations of its environments."""
+    ids, law, steps = np.arange(player.env.num_envs), job.exploration, job.rollout.denoising_steps
+    keys = SeedKeys(job.run.seed, ids, np.zeros_like(ids), job.objective.group_size)
+    seen = player.policy.look(player.env.reset(keys))
+    if law.law == "calibrated":
+        found = calibrate(
+            player.policy, seen, keys, player.body, num_steps=steps, executed_std=law.executed_std,
+            max_level=law.max_level,
+        )  # fmt: skip
+    else:
+        reached = contributions(player.policy, seen, keys, player.body, FlowSDE(steps, law.noise_level))
+        odds = reached / reached.sum()
+        overall = float(np.sqrt((odds * reached**2).sum()))
+        found = Calibration((law.noise_level,) * steps, tuple(odds.tolist()), tuple(reached.tolist()), overall)
+    settled = law.model_copy(update={"levels": list(found.levels), "odds": list(found.odds)})
+    return job.model_copy(update={"exploration": settled}), found

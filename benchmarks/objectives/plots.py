@@ -1,0 +1,261 @@
+"""Records as pictures: SVG files that stand alone, on a light ground of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.objectives.records import Grid, RunRecord, by_name, grid, mean_std, mean_success
+from rl_finetune.metrics.svg import nice_ticks, tick_label
+
+_Values = NDArray[np.float64]
+_PAPER, _INK, _SOFT, _LINE, _EMPTY = "#ffffff", "#1d2126", "#59626d", "#e3e5e8", "#f1f2f4"
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#1d2126")
+"""Okabe and Ito's, yellow and orange darkened to one that shows on white."""
+_DASHES = ("", "7 4", "2 3")
+"""Tell apart the lines of the same colour, where there are more than colours."""
+_BLUES = ("#f3f8fd", "#c3dcf0", "#7fb6de", "#2f7fbf", "#0b3f78")
+_BROWNS = ("#fff8ee", "#fbd9ab", "#f0a355", "#c4641a", "#6d2c06")
+_FLIP = 0.212
+"""Luminance on which white and ink stand out alike."""
+_LEFT, _TOP, _BOTTOM, _SPAN = 66, 24, 384, 560
+"""The curves' plot area: left, upper and lower edge, width."""
+_CELL_WIDTH, _CELL_HEIGHT, _ROW_LABELS, _HEAD = 84, 46, 122, 66
+"""The heat maps' cells, and what stands left of and above them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Curve:
+    """One objective over its seeds."""
+
+    name: str
+    steps: _Values
+    """[n] environment steps."""
+    seeds: _Values
+    """[seeds, n] success."""
+    colour: str
+    dash: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """One heat map."""
+
+    title: str
+    ramp: tuple[str, ...]
+    """Colours from low to high."""
+    value: Callable[[Sequence[RunRecord]], float]
+    """Of a cell."""
+    text: Callable[[float], str]
+    """How it is written."""
+    ends: tuple[float, float]
+    """Values of the first and the last colour."""
+    beneath: Callable[[Sequence[RunRecord]], str] | None = None
+    """Second line of a cell."""
+
+
+def learning_curves(records: Iterable[RunRecord], level: float = 0.8) -> str:
+    """Success against environment steps: mean over the seeds as a line, from the worst to the best seed as a band.
+
+    Runs stop at different steps: between its points a seed is interpolated, and a line ends with its shortest seed.
+    """
+    curves = _curves(by_name(records, "objectives"))
+    last = max((float(curve.steps[-1]) for curve in curves), default=1.0) or 1.0
+
+    def at(steps: float, success: float) -> tuple[float, float]:
+        return _LEFT + _SPAN * steps / last, _BOTTOM - (_BOTTOM - _TOP) * success
+
+    parts = [_curve_axes(last, level), *(_band(curve, at) for curve in curves), *(_line(curve, at) for curve in curves)]
+    heights = _apart([at(0, curve.seeds[:, -1].mean())[1] for curve in curves], 17)
+    labels = _LEFT + _SPAN + 30
+    for curve, y in zip(curves, heights, strict=True):
+        end = at(curve.steps[-1], curve.seeds[:, -1].mean())
+        parts.append(
+            f'<path d="{_path([end, (labels - 5, y)])}" fill="none" stroke="{curve.colour}" stroke-opacity="0.45"/>'
+            + _text(labels, y + 4.5, curve.name, fill=curve.colour, weight=600)
+        )
+    width = labels + 12 + 8.2 * max((len(curve.name) for curve in curves), default=0)
+    return _page("Success during training", max(width, _LEFT + _SPAN + 40), _BOTTOM + 52, parts)
+
+
+def heat_map(records: Iterable[RunRecord]) -> str:
+    """Two maps of the grid side by side: success with the executed noise beneath, and the executed noise alone."""
+    found = grid(records)
+    shares = [mean_success(runs) for runs in found.cells.values()] or [0.0]
+    noises = [std for runs in found.cells.values() if math.isfinite(std := 1000 * mean_std(runs))]
+    low = min(math.floor(10 * min(shares)) / 10, 0.9)
+    high = max(math.ceil(10 * max(shares)) / 10, low + 0.1)
+    panels = (
+        _Panel("mean success", _BLUES, mean_success, _percent, (low, high), lambda runs: _noise(1000 * mean_std(runs))),
+        _Panel(
+            "noise added to executed actions (std)", _BROWNS, lambda runs: 1000 * mean_std(runs), _noise,
+            (0.0, nice_ticks(0.0, max(noises, default=1.0))[-1]),
+        ),
+    )  # fmt: skip
+    across, down = max(_CELL_WIDTH * len(found.columns), 250), _CELL_HEIGHT * len(found.rows)
+    parts = [
+        _text(_ROW_LABELS - 12, _HEAD + _CELL_HEIGHT * (i + 0.5) + 5, k, anchor="end") for i, k in enumerate(found.rows)
+    ]
+    parts.append(_text(_ROW_LABELS - 12, _HEAD - 12, "noisy step k", anchor="end", fill=_SOFT, size=12))
+    for i, panel in enumerate(panels):
+        parts.append(_panel(panel, found, _ROW_LABELS + i * (across + 44), f"ramp-{i}"))
+    return _page("Success and executed noise", _ROW_LABELS + 2 * across + 44 + 24, _HEAD + down + 72, parts)
+
+
+def _curves(by_objective: dict[str, list[RunRecord]]) -> list[_Curve]:
+    """In the order of their names, so that a colour stays with its objective while others' records come in."""
+    found = []
+    for i, name in enumerate(sorted(by_objective)):
+        seeds = [[p for p in run.curve if math.isfinite(p.success)] for run in by_objective[name]]
+        seeds = [points for points in seeds if points]
+        if seeds:
+            start, end = max(s[0].env_steps for s in seeds), min(s[-1].env_steps for s in seeds)
+            steps = np.array(sorted({p.env_steps for s in seeds for p in s if start <= p.env_steps <= end} or {end}))
+            rows = [np.interp(steps, [p.env_steps for p in s], [p.success for p in s]) for s in seeds]
+            dash = _DASHES[i // len(_COLOURS) % len(_DASHES)]
+            found.append(_Curve(name, steps.astype(float), np.array(rows), _COLOURS[i % len(_COLOURS)], dash))
+    return found
+
+
+def _curve_axes(last: float, level: float) -> str:
+    right, guide = _LEFT + _SPAN, _BOTTOM - (_BOTTOM - _TOP) * level
+    parts = []
+    for share in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        y = _BOTTOM - (_BOTTOM - _TOP) * share
+        parts.append(_rule(_LEFT, y, right, y, _LINE) + _text(_LEFT - 8, y + 4.5, _percent(share), "end", _SOFT, 12))
+    for tick in nice_ticks(0.0, last, count=5):
+        if tick <= last:
+            x = _LEFT + _SPAN * tick / last
+            parts.append(_rule(x, _BOTTOM, x, _BOTTOM + 5, _SOFT))
+            parts.append(_text(x, _BOTTOM + 19, tick_label(tick), "middle", _SOFT, 12))
+    parts.append(_rule(_LEFT, guide, right, guide, _SOFT, "5 4"))
+    parts.append(_text(_LEFT + 6, guide - 6, f"{_percent(level)} guide", fill=_SOFT, size=12))
+    parts.append(_text(_LEFT + _SPAN / 2, _BOTTOM + 41, "environment steps", "middle"))
+    middle = (_TOP + _BOTTOM) / 2
+    label = _text(16, middle + 4, "success on held-out episodes (%)", "middle")
+    parts.append(f'<g transform="rotate(-90 16 {middle})">{label}</g>')
+    return "".join(parts)
+
+
+def _band(curve: _Curve, at: Callable[[float, float], tuple[float, float]]) -> str:
+    upper = [at(x, y) for x, y in zip(curve.steps, curve.seeds.max(axis=0), strict=True)]
+    lower = [at(x, y) for x, y in zip(curve.steps, curve.seeds.min(axis=0), strict=True)]
+    return f'<path d="{_path(upper + lower[::-1])}z" fill="{curve.colour}" fill-opacity="0.1"/>'
+
+
+def _line(curve: _Curve, at: Callable[[float, float], tuple[float, float]]) -> str:
+    points = [at(x, y) for x, y in zip(curve.steps, curve.seeds.mean(axis=0), strict=True)]
+    (x, y), dash = points[-1], f' stroke-dasharray="{curve.dash}"' if curve.dash else ""
+    return (
+        f'<path d="{_path(points)}" fill="none" stroke="{curve.colour}" stroke-width="2.2"{dash}/>'
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{curve.colour}"/>'
+    )
+
+
+def _apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights moved as little as it takes to lie `gap` apart within the plot; closer where they would not fit."""
+    gap = min(gap, (_BOTTOM - _TOP) / max(len(heights) - 1, 1))
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    placed = list(heights)
+    edge = _TOP - gap
+    for i in order:
+        edge = placed[i] = max(placed[i], edge + gap)
+    edge = _BOTTOM + gap
+    for i in reversed(order):
+        edge = placed[i] = min(placed[i], edge - gap)
+    return placed
+
+
+def _panel(panel: _Panel, found: Grid, left: float, ramp: str) -> str:
+    """Title, noise levels, cells, and the colours' key beneath."""
+    parts = [_text(left, 24, panel.title, weight=600)]
+    for j, a in enumerate(found.columns):
+        parts.append(_text(left + _CELL_WIDTH * (j + 0.5), _HEAD - 12, f"a = {a}", "middle", _SOFT, 12))
+        for i, k in enumerate(found.rows):
+            runs = found.cells.get((k, a), [])
+            parts.append(_cell(panel, runs, left + j * _CELL_WIDTH, _HEAD + i * _CELL_HEIGHT))
+    (low, high), y = panel.ends, _HEAD + _CELL_HEIGHT * len(found.rows) + 18
+    stops = "".join(
+        f'<stop offset="{i / (len(panel.ramp) - 1)}" stop-color="{colour}"/>' for i, colour in enumerate(panel.ramp)
+    )
+    parts.append(
+        f'<defs><linearGradient id="{ramp}">{stops}</linearGradient></defs>'
+        f'<rect x="{left}" y="{y}" width="168" height="10" fill="url(#{ramp})" stroke="{_LINE}"/>'
+    )
+    parts.append(_text(left, y + 26, panel.text(low), "start", _SOFT, 12))
+    parts.append(_text(left + 168, y + 26, panel.text(high), "end", _SOFT, 12))
+    return "".join(parts)
+
+
+def _cell(panel: _Panel, runs: Sequence[RunRecord], x: float, y: float) -> str:
+    value = panel.value(runs) if runs else math.nan
+    low, high = panel.ends
+    fill = _mixed(panel.ramp, (value - low) / (high - low)) if math.isfinite(value) else _EMPTY
+    lines = [panel.text(value), *([panel.beneath(runs)] if panel.beneath and runs else [])] if runs else ["-"]
+    ink = _PAPER if _luminance(fill) < _FLIP else _INK
+    middle, first = x + _CELL_WIDTH / 2, y + _CELL_HEIGHT / 2 + (5 if len(lines) == 1 else -3)
+    return (
+        f'<rect x="{x}" y="{y}" width="{_CELL_WIDTH - 2}" height="{_CELL_HEIGHT - 2}" rx="3" fill="{fill}"/>'
+        + _text(middle - 1, first, lines[0], "middle", ink, 14, 600)
+        + "".join(_text(middle - 1, first + 17, line, "middle", ink, 12) for line in lines[1:])
+    )
+
+
+def _mixed(ramp: Sequence[str], place: float) -> str:
+    """The colour at `place`, 0 to 1."""
+    channels = np.array([_rgb(colour) for colour in ramp])
+    places = np.linspace(0, 1, len(ramp))
+    return "#" + "".join(f"{round(float(np.interp(place, places, channels[:, i]))):02x}" for i in range(3))
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2, 0 to 1."""
+    channels = _rgb(colour) / 255
+    linear = np.where(channels <= 0.03928, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def _rgb(colour: str) -> _Values:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], float)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if math.isfinite(share) else "n/a"
+
+
+def _noise(millimetres: float) -> str:
+    return f"{millimetres:.1f} mm" if math.isfinite(millimetres) else "n/a"
+
+
+def _text(
+    x: float, y: float, text: str, anchor: str = "start", fill: str = _INK, size: int = 13, weight: int = 400
+) -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{fill}" font-size="{size}" '
+        f'font-weight="{weight}">{escape(text)}</text>'
+    )
+
+
+def _rule(x1: float, y1: float, x2: float, y2: float, colour: str, dash: str = "") -> str:
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<path d="{_path([(x1, y1), (x2, y2)])}" fill="none" stroke="{colour}"{dashes}/>'
+
+
+def _path(points: Sequence[tuple[float, float]]) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _page(title: str, width: float, height: float, parts: Sequence[str]) -> str:
+    """A whole file."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
+        f'viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">'
+        f"<title>{escape(title)}</title>"
+        f'<rect width="100%" height="100%" rx="6" fill="{_PAPER}"/>{"".join(parts)}</svg>\n'
+    )
