@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 
 from actors.player import Player
+from envs import VectorEnv
 from rl_finetune.config.schema import TrainConfig
+from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.calibration import Calibration, calibrate, contributions
 from rl_finetune.policy.laws import FlowSDE
+from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import SeedKeys
 
 SAMPLE = 64
@@ -34,8 +39,16 @@ def measured(job: TrainConfig) -> tuple[TrainConfig, Calibration]:
         player.close()
 
 
+class Seated(Protocol):
+    """A policy in its world; `Player` is one."""
+
+    policy: QwenVLAPolicy
+    env: VectorEnv
+    body: EmbodimentSpec
+
+
 @torch.no_grad()
-def measured_with(player: Player, job: TrainConfig) -> tuple[TrainConfig, Calibration]:
+def measured_with(player: Seated, job: TrainConfig) -> tuple[TrainConfig, Calibration]:
     """The same with a player that is there already, on the first observations of its environments."""
     ids, law, steps = np.arange(player.env.num_envs), job.exploration, job.rollout.denoising_steps
     keys = SeedKeys(job.run.seed, ids, np.zeros_like(ids), job.objective.group_size)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import envs
+from learners.batch import Batch
 from rl_finetune.policy import FlowSDE, QwenVLAConfig, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.backbone import tiny_tokenizer
 from rl_finetune.policy.config import WIDOWX
@@ -135,6 +136,17 @@ def trajectory(
         keys=everyone.rows(slice(0, n)),
     )
     return Trajectory(**(fields | changes))  # type: ignore[arg-type]
+
+
+def decisions(states: Tensor, step: Tensor, mask: Tensor, **changes: Any) -> Batch:
+    """A batch of given transitions [M, J + 1, H, K] and otherwise of zeros; `changes` replace any field."""
+    m, nothing = len(states), torch.zeros(len(states))
+    fields = dict(
+        inputs=random_contexts(m), advised=None, states=states, step=step, sample=states[:, -1], mask=mask,
+        old_log_prob=nothing, advantage=nothing, success=torch.zeros(m, dtype=torch.bool), old_value=nothing,
+        returns=nothing, privileged=None,
+    )  # fmt: skip
+    return Batch(**(fields | changes))  # type: ignore[arg-type]
 
 
 def _stored(inputs: TorchContext | Observation) -> Context | Observation:

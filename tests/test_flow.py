@@ -23,7 +23,8 @@ from rl_finetune.policy.flow import (
     sde_sigma,
     sde_step,
 )
-from rl_finetune.policy.sampler import FlowSDE, Noise, draw_noise, sample_flow_sde, sample_ode, score
+from rl_finetune.policy.laws import FlowSDE
+from rl_finetune.policy.sampler import Noise, draw_noise, sample_flow_sde, sample_ode, score
 from rl_finetune.types import SeedKeys
 
 MEAN, STD = 0.6, 0.35
@@ -69,7 +70,8 @@ def moments(num_steps: int, stochastic: set[int]) -> tuple[float, float]:
 def draws(rows: int, step: int, seed: int = 0) -> Noise:
     rng = torch.Generator().manual_seed(seed)
     shape = (rows, 8, 8)
-    return Noise(torch.randn(shape, generator=rng), torch.randn(shape, generator=rng), torch.full((rows,), step))
+    start, transition = torch.randn(shape, generator=rng), torch.randn(shape, generator=rng)
+    return Noise(start, transition[:, None], torch.full((rows,), step))
 
 
 def assert_moments(x: Tensor, mean: float, variance: float) -> None:
@@ -90,10 +92,10 @@ def test_ode_samples_have_the_moments_of_the_closed_form(num_steps: int) -> None
     [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3), (10, 0), (10, 5), (10, 9), (100, 0), (100, 50), (100, 99)],
 )
 def test_hybrid_samples_have_the_moments_of_the_closed_form(num_steps: int, step: int) -> None:
-    samples, _ = sample_flow_sde(
+    moved = sample_flow_sde(
         velocity, draws(1000, step), FlowSDE(num_steps, LEVEL), torch.ones(1000, 8, 8, dtype=torch.bool)
     )
-    assert_moments(samples, *moments(num_steps, {step}))
+    assert_moments(moved.sample, *moments(num_steps, {step}))
 
 
 @pytest.mark.parametrize("num_steps", [2, 4, 10, 100])
@@ -201,8 +203,7 @@ def log_density(step: int, v: Tensor | float, x_next: Tensor) -> Tensor:
     n = len(x_next)
     return score(
         lambda x, tau: torch.as_tensor(v).expand_as(x),
-        torch.full((n, 1, 1), 0.3),
-        x_next[:, None, None],
+        torch.stack((torch.full_like(x_next, 0.3), x_next), 1)[..., None, None],
         torch.full((n,), step),
         FlowSDE(4, LEVEL),
         torch.ones(n, 1, 1, dtype=torch.bool),
@@ -261,10 +262,10 @@ def test_trap_1_scorer_and_sampler_share_their_grid(num_steps: int) -> None:
     law = FlowSDE(num_steps, LEVEL)
     noise = draw_noise(episode_keys(64), np.zeros(64, np.int64), 8, 16, law)
     mask = (torch.arange(16) < 7).expand(64, 8, 16)
-    _, moved = sample_flow_sde(curved, noise, law, mask)
-    again = score(curved, moved.x, moved.x_next, moved.step, law, mask)
+    moved = sample_flow_sde(curved, noise, law, mask)
+    again = score(curved, moved.states, moved.step, law, mask)
     torch.testing.assert_close(again, moved.log_prob, rtol=0, atol=1e-6)
-    other = score(curved, moved.x, moved.x_next, moved.step, replace(law, num_steps=num_steps + 1), mask)
+    other = score(curved, moved.states, moved.step, replace(law, num_steps=num_steps + 1), mask)
     assert (other - moved.log_prob).abs().max() > 0.1
 
 
@@ -294,40 +295,41 @@ def test_trap_2_noise_follows_from_the_key_alone() -> None:
     ):
         assert (other.start - whole.start).abs().amax(dim=(1, 2)).min() > 0.5
         assert (other.transition - whole.transition).abs().amax(dim=(1, 2)).min() > 0.5
-    assert (whole.start - whole.transition).abs().min(dim=0).values.max() > 0.1
+    assert (whole.start - whole.transition[:, 0]).abs().min(dim=0).values.max() > 0.1
 
 
 def test_trap_4_padding_is_not_scored_but_enters_the_network() -> None:
     law = FlowSDE(4, LEVEL)
     noise = draw_noise(episode_keys(8), np.zeros(8, np.int64), 8, 16, law)
     mask = (torch.arange(16) < 7).expand(8, 8, 16)
-    actions, moved = sample_flow_sde(curved, noise, law, mask)
+    moved = sample_flow_sde(curved, noise, law, mask)
 
     def frozen(x: Tensor, tau: Tensor) -> Tensor:
         return torch.full_like(x, 0.1)
 
-    plain = score(frozen, moved.x, moved.x_next, moved.step, law, mask)
-    spoilt = moved.x_next.masked_fill(~mask, math.nan)
-    assert torch.equal(score(frozen, moved.x, spoilt, moved.step, law, mask), plain)
-    by_hand = score(frozen, moved.x[..., :7], moved.x_next[..., :7], moved.step, law, mask[..., :7])
+    plain = score(frozen, moved.states, moved.step, law, mask)
+    spoilt = moved.states.clone()
+    spoilt[:, 1].masked_fill_(~mask, math.nan)
+    assert torch.equal(score(frozen, spoilt, moved.step, law, mask), plain)
+    by_hand = score(frozen, moved.states[..., :7], moved.step, law, mask[..., :7])
     torch.testing.assert_close(plain, by_hand)
 
-    v = torch.full_like(moved.x, 0.1, requires_grad=True)
-    score(lambda x, tau: v, moved.x, moved.x_next, moved.step, law, mask).sum().backward()
+    v = torch.full_like(moved.states[:, 0], 0.1, requires_grad=True)
+    score(lambda x, tau: v, moved.states, moved.step, law, mask).sum().backward()
     assert v.grad is not None and not v.grad[..., 7:].any() and v.grad[..., :7].all()
 
     moved_padding = replace(noise, start=torch.where(mask, noise.start, noise.start + 1))
-    assert (sample_flow_sde(curved, moved_padding, law, mask)[0] - actions)[..., :7].abs().max() > 0.01
-    assert moved.x[..., 7:].all()
+    assert (sample_flow_sde(curved, moved_padding, law, mask).sample - moved.sample)[..., :7].abs().max() > 0.01
+    assert moved.states[..., 7:].all()
 
 
 def test_trap_4_steps_that_were_not_executed_are_not_scored() -> None:
     law = FlowSDE(4, LEVEL)
     noise = draw_noise(episode_keys(4), np.zeros(4, np.int64), 8, 16, law)
     channels = (torch.arange(16) < 7).expand(4, 8, 16)
-    _, moved = sample_flow_sde(curved, noise, law, channels)
+    moved = sample_flow_sde(curved, noise, law, channels)
     executed = channels & (torch.arange(8) < 3)[:, None]
-    scored = score(curved, moved.x, moved.x_next, moved.step, law, executed)
+    scored = score(curved, moved.states, moved.step, law, executed)
     torch.testing.assert_close(scored[:, :3], moved.log_prob[:, :3])
     assert not scored[:, 3:].any()
 
@@ -338,15 +340,15 @@ def test_trap_5_noise_and_chain_are_float32_whatever_the_models_type() -> None:
     mask = torch.ones(8, 8, 16, dtype=torch.bool)
     for tensor in (noise.start, noise.transition):
         assert tensor.dtype == torch.float32 and not torch.equal(tensor, tensor.bfloat16().float())
-    _, moved = sample_flow_sde(lambda x, tau: curved(x, tau).bfloat16(), noise, law, mask)
-    for tensor in (moved.x, moved.x_next, moved.log_prob):
+    moved = sample_flow_sde(lambda x, tau: curved(x, tau).bfloat16(), noise, law, mask)
+    for tensor in (moved.states[:, 0], moved.states[:, 1], moved.sample, moved.log_prob):
         assert tensor.dtype == torch.float32
         assert not torch.equal(tensor, tensor.bfloat16().float())
     policy, context = blind_policy(), random_contexts(8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, moved = policy.sample(context, episode_keys(8), np.zeros(8, np.int64), WIDOWX, replace(law, step=0))
-    assert moved.x.dtype == moved.x_next.dtype == moved.log_prob.dtype == torch.float32
-    assert torch.equal(moved.x, noise.start)
+    assert moved.states.dtype == moved.sample.dtype == moved.log_prob.dtype == torch.float32
+    assert torch.equal(moved.states[:, 0], noise.start)
 
 
 def test_loss_by_hand() -> None:

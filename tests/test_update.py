@@ -13,9 +13,21 @@ from builders import HORIZON, blind_policy, episode_keys, observations, random_c
 from torch import Tensor
 
 from learners.advantages import score
-from learners.objectives.ppo import ppo_loss
-from learners.update import explained_variance, flatten, loss_inputs, minibatches, run_update
-from rl_finetune.config.schema import LoraSection, PPOSection
+from learners.batch import flatten, minibatches
+from learners.objectives import OBJECTIVES
+from learners.objectives.base import DensityInputs
+from learners.update import (
+    Prepared,
+    Recipe,
+    explained_variance,
+    loss_inputs,
+    minibatch_loss,
+    prepare,
+    run_update,
+    velocities,
+)
+from rl_finetune.config.objectives import PPOSection
+from rl_finetune.config.schema import LoraSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import add_adapters, trained_state
 from rl_finetune.policy.config import WIDOWX
@@ -28,10 +40,23 @@ def scored(*trajectories: Trajectory) -> list[ScoredTrajectory]:
     return [score(t, gamma=0.99, lam=0.95) for t in trajectories]
 
 
+def ppo(**changes: Any) -> Recipe:
+    return Recipe(PPOSection(**changes), OBJECTIVES["ppo"], LAW)
+
+
+def inputs_of(policy: QwenVLAPolicy, ready: Prepared, rows: Tensor) -> DensityInputs:
+    """What the objective is given of some decisions."""
+    context = ready.view.context(rows)
+    velocity = velocities(policy, context, ready.view.x[rows], ready.view.tau[rows])
+    given = loss_inputs(policy, ready, context, rows, velocity)
+    assert isinstance(given, DensityInputs)
+    return given
+
+
 def update(policy: QwenVLAPolicy, data: list[ScoredTrajectory], **changes: Any) -> UpdateReport:
     """One pass with AdamW at `lr` (zero by default) over everything that trains."""
     lr = changes.pop("lr", 0.0)
-    settings = PPOSection(**({"epochs": 1, "minibatch": 16} | changes))
+    settings = ppo(**({"epochs": 1, "minibatch": 16} | changes))
     parameters = [p for p in policy.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.95), weight_decay=0.01)
 
@@ -40,7 +65,7 @@ def update(policy: QwenVLAPolicy, data: list[ScoredTrajectory], **changes: Any) 
         loss.backward()
         adam.step()
 
-    return run_update(policy, data, objective=ppo_loss, optimise=optimise, config=settings, law=LAW, seed=0, version=4)
+    return run_update(policy, data, settings, optimise=optimise, seed=0, version=4)
 
 
 # ---- minibatches
@@ -86,10 +111,11 @@ def test_a_batch_larger_than_the_data_is_the_data() -> None:
 def test_learners_gradients_average_to_that_of_one_learner() -> None:
     policy = blind_policy()
     batch = flatten(scored(trajectory(policy, random_contexts(24), chunks=2)), normalise=True)
+    ready = prepare(policy, batch, ppo(), (0, 0))
 
     def gradient(index: np.ndarray) -> Tensor:
         policy.zero_grad()
-        ppo_loss(loss_inputs(policy, batch, index, LAW), PPOSection()).loss.backward()
+        minibatch_loss(policy, ready, index, ppo())[0].backward()
         return torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
 
     key = dict(seed=0, update=0, epoch=0)
@@ -108,7 +134,8 @@ def test_trajectories_are_joined_in_their_order_and_padding_is_not_counted() -> 
     batch = flatten(scored(first, second), normalise=False)
     assert len(batch) == 14
     for row, (made, chunk, env) in {1: (first, 0, 1), 5: (first, 1, 2), 6: (second, 0, 0), 12: (second, 1, 2)}.items():
-        assert np.array_equal(batch.x[row], made.x[chunk, env])
+        assert np.array_equal(batch.states[row], made.states[chunk, env])
+        assert np.array_equal(batch.sample[row], made.sample[chunk, env])
         executed = made.steps_executed[chunk, env]
         assert batch.old_log_prob[row].item() == pytest.approx(made.log_prob[chunk, env, :executed].sum(), rel=1e-5)
         inside = batch.inputs.hidden[row] if isinstance(batch.inputs, TorchContext) else None
@@ -222,13 +249,14 @@ def test_update_raises_the_probability_of_what_was_rewarded() -> None:
     reward = np.where(good[..., None], 1.0, -1.0).astype(np.float32) / HORIZON * np.ones(HORIZON, np.float32)
     nothing = np.zeros((1, 64), np.float32)
     data = scored(replace(made, reward=reward, value=nothing, next_value=nothing, terminated=np.ones((1, 64), bool)))
-    batch, everyone = flatten(data, normalise=False), np.arange(64)
+    ready = prepare(policy, flatten(data, normalise=False), ppo(), (0, 4))
     update(policy, data, lr=3e-4, epochs=3)
     with torch.no_grad():
-        given = loss_inputs(policy, batch, everyone, LAW)
+        given = inputs_of(policy, ready, torch.arange(64))
+        value = policy.value(random_contexts(64)).numpy()
     gain = (given.log_prob - given.old_log_prob).numpy()
     assert gain[good[0]].mean() > 0.05 > -0.05 > gain[~good[0]].mean()
-    assert (given.value.numpy()[good[0]].mean()) > (given.value.numpy()[~good[0]].mean())
+    assert value[good[0]].mean() > value[~good[0]].mean()
 
 
 def test_rounds_of_collecting_and_updating_solve_a_toy_problem() -> None:

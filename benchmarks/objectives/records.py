@@ -6,7 +6,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ class RunRecord:
     study: str
     """Which comparison it belongs to: one of `STUDIES`."""
     name: str
-    """What it tries there: `ppo`, `flow_sde`, in the grid `k=2 a=1`; when tuning the first word is the objective."""
+    """What it tries there: `ppo`, `flow_sde`, in the grid `k=2 a=1`; when tuning a number follows: `ppo 3`."""
     settings: dict[str, Any]
     """Dotted setting -> value."""
     seed: int
@@ -105,12 +105,14 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Settings tried for an objective, and how they did."""
+    """Settings tried for an objective or a law, and how they did."""
 
     settings: dict[str, Any]
     """As `own_settings` gives them."""
     runs: list[RunRecord]
     """One a seed."""
+    merit: float
+    """What it is chosen by, mean over its runs."""
 
 
 def append(path: Path, record: RunRecord) -> None:
@@ -167,21 +169,17 @@ def grid(records: Iterable[RunRecord]) -> Grid:
     )
 
 
-def candidates(records: Iterable[RunRecord]) -> dict[str, list[Candidate]]:
-    """Tuning by objective, best first: highest mean success, between equals highest mean of the curve."""
+def candidates(records: Iterable[RunRecord], merit: Callable[[RunRecord], float]) -> dict[str, list[Candidate]]:
+    """What was tuned -> its candidates, the one of highest mean merit first, between equals the one tried first."""
     seeds: dict[tuple[str, str], dict[int, RunRecord]] = {}
     for r in records:
         if r.study == "tuning":
-            seeds.setdefault((r.name.split()[0], json.dumps(own_settings(r), sort_keys=True)), {})[r.seed] = r
+            seeds.setdefault((r.name.rsplit(" ", 1)[0], json.dumps(own_settings(r), sort_keys=True)), {})[r.seed] = r
     found: dict[str, list[Candidate]] = {}
-    for (objective, settings), runs in seeds.items():
-        found.setdefault(objective, []).append(Candidate(json.loads(settings), list(runs.values())))
-    return {objective: sorted(tried, key=_merit) for objective, tried in found.items()}
-
-
-def chosen(records: Iterable[RunRecord]) -> dict[str, dict[str, Any]]:
-    """Objective -> settings of the best of its `candidates`."""
-    return {objective: ranked[0].settings for objective, ranked in candidates(records).items()}
+    for (name, settings), runs in seeds.items():
+        score = statistics.fmean(merit(run) for run in runs.values())
+        found.setdefault(name, []).append(Candidate(json.loads(settings), list(runs.values()), score))
+    return {name: sorted(tried, key=lambda candidate: -candidate.merit) for name, tried in found.items()}
 
 
 def own_settings(record: RunRecord) -> dict[str, Any]:
@@ -198,12 +196,6 @@ def mean_std(runs: Sequence[RunRecord]) -> float:
     """Executed standard deviation over the seeds that measured it, metres; NaN without any."""
     found = [r.executed_std for r in runs if math.isfinite(r.executed_std)]
     return statistics.fmean(found) if found else math.nan
-
-
-def _merit(candidate: Candidate) -> tuple[float, float]:
-    """Smaller is better."""
-    early = [statistics.fmean(p.success for p in r.curve) for r in candidate.runs if r.curve]
-    return -mean_success(candidate.runs), -statistics.fmean(early or [0.0])
 
 
 def _place(k: str) -> tuple[int, int, str]:

@@ -6,7 +6,6 @@ end alike. The pooled one (Wilson's, all episodes of all seeds) says how exactly
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.objectives.records import RunRecord, by_name, candidates, grid, mean_std, mean_success, own_settings
+from benchmarks.objectives.records import RunRecord, by_name, candidates, grid, mean_std, mean_success
+from benchmarks.objectives.studies import merit
 from rl_finetune.metrics.intervals import wilson
 
 # fmt: off
@@ -72,20 +72,22 @@ def grid_table(records: Iterable[RunRecord]) -> str:
 
 
 def tuning_table(records: Iterable[RunRecord]) -> str:
-    """Every candidate, an objective's best first and in bold. Settings that all candidates share are left out."""
-    kept = [record for record in records if record.study == "tuning"]
-    names = {name for record in kept for name in own_settings(record)}
-    varied = {name for name in names if len({json.dumps(own_settings(r).get(name, "absent")) for r in kept}) > 1}
+    """Every candidate; of each objective and law the chosen one first and in bold.
+
+    What they are chosen by is `studies.merit`. Settings that the candidates of one share are left out.
+    """
     lines = []
-    for objective, ranked in candidates(kept).items():
+    for tuned, ranked in candidates(records, merit).items():
+        names = {name: None for candidate in ranked for name in candidate.settings}
+        varied = [n for n in names if len(ranked) == 1 or len({_value(c.settings.get(n, "unset")) for c in ranked}) > 1]
         for place, candidate in enumerate(ranked):
-            shown = ", ".join(f"`{n}={_value(v)}`" for n, v in candidate.settings.items() if n in varied) or "as shared"
+            settings = ", ".join(f"`{n}={_value(candidate.settings.get(n, 'unset'))}`" for n in varied)
             mark, runs = "" if place else "**", candidate.runs
             lines.append(
-                f"| {objective} | {mark}{shown}{mark} | {mark}{_percent(mean_success(runs))}{mark} "
-                f"| {_pooled(runs)} | {len(runs)} |\n"
+                f"| {tuned} | {mark}{settings}{mark} | {mark}{_percent(mean_success(runs))}{mark} "
+                f"| {_pooled(runs)} | {_percent(candidate.merit)} | {len(runs)} |\n"
             )
-    return _head("objective", "settings", "success", "pooled [95 %]", "seeds") + "".join(lines)
+    return _head("tuned", "settings", "success", "pooled [95 %]", "chosen by", "seeds") + "".join(lines)
 
 
 def laws_table(records: Iterable[RunRecord], baseline: str = "flow_sde") -> str:
@@ -209,4 +211,5 @@ def _cell(runs: Sequence[RunRecord]) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
+    text = f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+    return text.replace("|", "\\|")

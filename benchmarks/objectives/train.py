@@ -23,14 +23,16 @@ import envs
 from actors import rollout
 from actors.calibration import measured_with, unmeasured
 from actors.evaluator import run_episodes
-from actors.player import Player
+from benchmarks.objectives import state_policy
 from benchmarks.objectives.records import CurvePoint, RunRecord
 from learners.advantages import credit
 from learners.update import recipe, run_update
 from rl_finetune.config import TrainConfig, dump
 from rl_finetune.metrics.intervals import wilson
+from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import equip, load_trained_state, set_version, trained_state
 from rl_finetune.policy.laws import law_of
+from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import FloatArray, ScoredTrajectory, SeedKeys, Trajectory
 
 FINAL, GLIMPSE, EVERY = 500, 128, 3
@@ -39,11 +41,28 @@ VALUE_PARTS = ("value_head", "privileged_critic")
 
 
 @dataclass(slots=True)
+class Seat:
+    """A policy and its world."""
+
+    policy: QwenVLAPolicy
+    env: envs.VectorEnv
+    body: EmbodimentSpec
+
+    @classmethod
+    def of(cls, job: TrainConfig) -> Seat:
+        """The job's, with the eyes that the policy's folder asks for."""
+        folder = Path(job.policy.path)
+        policy = state_policy.load(folder) if state_policy.made(folder) else QwenVLAPolicy.from_pretrained(folder)
+        env = envs.make(job.env.name, job.env.num_envs, **job.env.options)
+        return cls(policy, env, handshake(policy.config.embodiments, env.spec))
+
+
+@dataclass(slots=True)
 class Training:
     """A run in progress."""
 
     job: TrainConfig
-    player: Player
+    player: Seat
     adam: torch.optim.AdamW
     published: deque[dict[str, FloatArray]]
     """Trained weights of the last versions, oldest first: what actors that lag behind would hold."""
@@ -61,7 +80,7 @@ def train(job: TrainConfig, budget: int, *, study: str, name: str, settings: dic
     """
     torch.set_num_threads(1)
     key = fingerprint(job, budget)
-    player = Player(job.policy, job.env, job.evaluation, job.env.num_envs)
+    player = Seat.of(job)
     if unmeasured(job):
         job, _ = measured_with(player, job)
     player.policy = equip(player.policy, job, len(player.env.spec.privileged)).eval()
@@ -83,7 +102,7 @@ def train(job: TrainConfig, budget: int, *, study: str, name: str, settings: dic
             curve.append(CurvePoint(steps, seconds, float(success(run, judge, GLIMPSE).mean())))
     after = success(run, judge, FINAL)
     judge.close()
-    player.close()
+    player.env.close()
     return RunRecord(
         study=study, name=name, settings=dict(settings), seed=job.run.seed, fingerprint=key,
         before=float(before.mean()), success=float(after.mean()), successes=int(after.sum()), episodes=FINAL,
@@ -149,7 +168,7 @@ def fingerprint(job: TrainConfig, budget: int) -> str:
     return digest.hexdigest()[:16]
 
 
-def _adam(player: Player, job: TrainConfig) -> torch.optim.AdamW:
+def _adam(player: Seat, job: TrainConfig) -> torch.optim.AdamW:
     groups: dict[str, list[torch.nn.Parameter]] = {"actor": [], "value": []}
     for name, parameter in player.policy.named_parameters():
         if parameter.requires_grad:

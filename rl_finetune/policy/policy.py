@@ -159,7 +159,7 @@ class QwenVLAPolicy(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.config.save(folder)
         normalisation.save(folder, self.quantiles)
-        save_file({k: v.contiguous() for k, v in self._head_state()}, folder / WEIGHTS_FILE)
+        save_file({k: v.contiguous() for k, v in self.head_state()}, folder / WEIGHTS_FILE)
         save_backbone(self.backbone, folder / BACKBONE_FOLDER)
 
     @property
@@ -301,7 +301,7 @@ class QwenVLAPolicy(nn.Module):
         actions = self.quantiles[body.tag].denormalise(x.cpu().numpy())
         return ActionChunk(actions * mask, mask)
 
-    def _head_state(self) -> Iterator[tuple[str, Tensor]]:
+    def head_state(self) -> Iterator[tuple[str, Tensor]]:
         for name, module in (("decoder", self.decoder), ("value_head", self.value_head)):
             for key, tensor in module.state_dict().items():
                 yield f"{name}.{key}", tensor
@@ -314,7 +314,7 @@ class QwenVLAPolicy(nn.Module):
             raise UserError(
                 "policy weights cannot be read", got=f"{path}: {error}", expected="safetensors", do=advice
             ) from error
-        want = dict(self._head_state())
+        want = dict(self.head_state())
         for key in sorted(want.keys() | state.keys()):
             have_shape = tuple(state[key].shape) if key in state else "nothing"
             want_shape = tuple(want[key].shape) if key in want else "no such weight"
