@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from builders import blind_policy, random_contexts, trajectory
 
-from learners.advantages import chunk_reward, gae, group_relative, score
+from learners.advantages import chunk_reward, credit, gae, group_relative, group_scores, score
+from rl_finetune.config.objectives import GRPOSection, PPOSection, RLOOSection
+from rl_finetune.types import SeedKeys, Trajectory
 
 
 def column(values: list[float], dtype: type = np.float32) -> np.ndarray:
@@ -110,3 +114,102 @@ def test_score_uses_step_rewards_and_executed_lengths() -> None:
     np.testing.assert_allclose(scored.advantage[2], last, rtol=1e-5)
     np.testing.assert_allclose(scored.returns, scored.advantage + made.value, rtol=1e-6)
     assert scored.trajectory is made and scored.advantage.dtype == scored.returns.dtype == np.float32
+
+
+# ---- groups of a round
+
+ENDS = ["..S..", "....C", "S...S", "S...C", "C.C..", "..S.S"]
+"""One environment a line, one chunk a letter: S success, C cut by the time limit, . goes on. Groups are of two."""
+
+
+def grouped(ends: list[str] = ENDS, *, first: int = 0, episode: int = 8, group: int = 2) -> Trajectory:
+    """Environments `first`... with rewards that can be told apart: 100 for chunk 1, 10 for 2, 1 for 3... in env 0."""
+    chunks, n = len(ends[0]), len(ends)
+    letters = np.array([list(line) for line in ends]).T
+    reward = np.zeros((chunks, n, 8), np.float32)
+    reward[..., 2] = 0.5 ** np.arange(chunks)[:, None]
+    reward[..., 7] = first + np.arange(n)
+    return replace(
+        trajectory(blind_policy(), random_contexts(chunks * n), chunks=chunks),
+        terminated=letters == "S", success=letters == "S", truncated=letters == "C", reward=reward,
+        keys=SeedKeys(3, np.arange(first, first + n), np.full(n, episode), group),
+    )  # fmt: skip
+
+
+USED = [
+    "xxx..",  # group 0, episode 8: a success and a failure; what follows was cut off by the round
+    "xxxxx",
+    ".xxxx",  # group 1: both succeeded in episode 8, one in episode 9
+    ".xxxx",
+    "xxx..",  # group 2: episode 8 is decided; in episode 9 (a failure and a success) too, in the last none finished
+    "xxxxx",
+]
+
+
+def used_by_hand() -> np.ndarray:
+    used = np.array([[letter == "x" for letter in line] for line in USED]).T
+    used[1:3, 4] = True
+    return used
+
+
+def returns_by_hand(env: int, first: int, last: int) -> float:
+    """Undiscounted, over the chunks of an episode."""
+    return sum(0.5**t + env for t in range(first, last + 1))
+
+
+def test_every_chunk_of_a_decided_group_has_the_advantage_of_its_episode() -> None:
+    made = grouped()
+    (scored,) = group_scores([made], leave_one_out=True)
+    pairs = [
+        ((0, 0, 2), (1, 0, 4)), ((2, 1, 4), (3, 1, 4)), ((4, 0, 0), (5, 0, 2)), ((4, 1, 2), (5, 3, 4)),
+    ]  # fmt: skip
+    expected = np.zeros((5, 6), np.float32)
+    for one, other in pairs:
+        for (env, first, last), against in ((one, other), (other, one)):
+            expected[first : last + 1, env] = returns_by_hand(env, first, last) - returns_by_hand(*against)
+    np.testing.assert_allclose(scored.advantage, expected, rtol=1e-5)
+    assert np.array_equal(scored.used, used_by_hand())
+    assert scored.trajectory is made and not scored.returns.any() and scored.advantage.dtype == np.float32
+    (relative,) = group_scores([made], leave_one_out=False)
+    np.testing.assert_allclose(relative.advantage, np.sign(expected), rtol=1e-4)  # two members: +-1
+    assert np.array_equal(relative.used, scored.used)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_groups_may_be_spread_over_trajectories(cut: int) -> None:
+    (whole,) = group_scores([grouped()], leave_one_out=True)
+    parts = group_scores([grouped(ENDS[:cut]), grouped(ENDS[cut:], first=cut)], leave_one_out=True)
+    np.testing.assert_allclose(np.concatenate([p.advantage for p in parts], axis=1), whole.advantage, rtol=1e-5)
+    assert np.array_equal(np.concatenate([p.used for p in parts], axis=1), whole.used)
+
+
+def test_episodes_of_other_rounds_are_other_groups() -> None:
+    """A success in one round and a failure in the next, in environments of one group."""
+    parts = group_scores([grouped(["....S"]), grouped(["....C"], first=1, episode=13)], leave_one_out=True)
+    assert not any(p.used.any() or p.advantage.any() for p in parts)
+    parts = group_scores([grouped(["....S"]), grouped(["....C"], first=1)], leave_one_out=True)
+    assert all(p.used.all() and p.advantage.all() for p in parts)
+
+
+@pytest.mark.parametrize(
+    "ends", [["....S", "....S"], ["....C", "....C"], [".....", "....."], ["....S", "....."]],
+    ids=["all succeeded", "all failed", "none finished", "one cut off by the round"],
+)  # fmt: skip
+def test_groups_that_decide_nothing_are_left_out(ends: list[str]) -> None:
+    """However much their returns differ: a group is decided by success."""
+    for leave_one_out in (False, True):
+        (scored,) = group_scores([grouped(ends)], leave_one_out=leave_one_out)
+        assert not scored.used.any() and not scored.advantage.any()
+
+
+def test_environments_without_a_group_have_nobody_to_be_compared_with() -> None:
+    (scored,) = group_scores([grouped(group=1)], leave_one_out=True)
+    assert not scored.used.any()
+
+
+def test_the_objective_says_how_credit_is_assigned() -> None:
+    made = grouped()
+    (gae_,), (grpo,), (rloo,) = (credit([made], s()) for s in (PPOSection, GRPOSection, RLOOSection))
+    assert np.array_equal(gae_.advantage, score(made, gamma=0.99, lam=0.95).advantage) and gae_.used.all()
+    assert np.array_equal(grpo.advantage, group_scores([made], leave_one_out=False)[0].advantage)
+    assert np.array_equal(rloo.advantage, group_scores([made], leave_one_out=True)[0].advantage)

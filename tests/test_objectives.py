@@ -702,4 +702,4 @@ def test_likelihood_free_updates_point_uphill(name: str, goal: str) -> None:
         advantage,
     )  # fmt: skip
     (found,) = torch.autograd.grad(loss(name, given).loss, theta)
-    assert torch.nn.functional.cosine_similarity(-found, true_gradient(REWARDS[goal]), dim=0) > 0.3
+    assert torch.nn.functional.cosine_similarity(-found, true_gradient(REWARDS[goal]), dim=0) > 0.9

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from rl_finetune.metrics.svg import nice_ticks, tick_label
 _Values = NDArray[np.float64]
 _PAPER, _INK, _SOFT, _LINE, _EMPTY = "#ffffff", "#1d2126", "#59626d", "#e3e5e8", "#f1f2f4"
 _COLOURS = (
-    "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#3aa0dc", "#882255", "#1d2126", "#6f7d1f", "#e0708a",
+    "#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#1d2126", "#e0708a", "#3aa0dc", "#6f7d1f", "#882255",
 )  # fmt: skip
 """After Okabe and Ito, and Tol: told apart by the colour-blind, and none too light for text on white."""
 _DASHES = ("", "8 4", "2 3", "10 3 2 3", "5 2")
@@ -65,6 +66,7 @@ def learning_curves(records: Iterable[RunRecord], level: float = 0.8) -> str:
     """
     curves = _curves(by_name(records, "objectives"))
     last = max((float(curve.steps[-1]) for curve in curves), default=1.0) or 1.0
+    curves.sort(key=lambda curve: -curve.seeds[:, -1].mean())
     drawn = [_drawn(curve, last) for curve in curves]
     parts = [_curve_axes(last, level), *(band for band, _, _ in drawn), *(line for _, line, _ in drawn)]
     labels = _LEFT + _SPAN + 30
@@ -148,16 +150,13 @@ def _drawn(curve: _Curve, last: float) -> tuple[str, str, tuple[float, float]]:
 
 
 def _apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights moved down, or up where the plot ends, to lie `gap` apart; closer where they would not fit."""
-    gap = min(gap, (_BOTTOM - _TOP) / max(len(heights) - 1, 1))
-    order, placed = sorted(range(len(heights)), key=lambda i: heights[i]), list(heights)
-    edge = _TOP - gap
-    for i in order:
-        edge = placed[i] = max(placed[i], edge + gap)
-    edge = _BOTTOM + gap
-    for i in reversed(order):
-        edge = placed[i] = min(placed[i], edge - gap)
-    return placed
+    """Ascending heights moved up and down to lie `gap` apart within the plot; closer where they would not fit."""
+    last = len(heights) - 1
+    gap = min(gap, (_BOTTOM - _TOP) / max(last, 1))
+    down = accumulate(heights, lambda edge, y: max(y, edge + gap))
+    up = reversed(list(accumulate(reversed(heights), lambda edge, y: min(y, edge - gap))))
+    middle = [(a + b) / 2 for a, b in zip(down, up, strict=True)]
+    return [min(max(y, _TOP + gap * i), _BOTTOM - gap * (last - i)) for i, y in enumerate(middle)]
 
 
 def _panel(panel: _Panel, found: Grid, left: float, ramp: str) -> str:

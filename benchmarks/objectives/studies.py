@@ -18,7 +18,7 @@ Settings = Mapping[str, Any]
 
 TUNING_SEED = 100
 SEEDS = (0, 1, 2, 3, 4)
-BUDGET = 50_000
+BUDGET = 30_000
 """Environment steps of one training."""
 BASE: dict[str, Any] = {
     "env.num_envs": 64,
@@ -48,14 +48,14 @@ def _product(name: str, own: str, values: tuple[Any, ...], noise: list[Settings]
     fixed = {"objective.name": name, **more}
     return [
         {**fixed, "optimizer.actor_lr": rate, **shaken, own: value}
-        for rate in (5e-4, 1e-3)
+        for rate in (5e-4, 1.5e-3)
         for shaken in noise
         for value in values
     ]
 
 
-QUIET: Settings = {"exploration.noise_level": 0.25}
-LOUD: Settings = {"exploration.noise_level": 0.5}
+QUIET: Settings = {"exploration.noise_level": 0.5}
+LOUD: Settings = {"exploration.noise_level": 1.0}
 STILL: Settings = {"exploration.law": "ode"}
 STALE: Settings = {"rollout.lag": 2}
 CANDIDATES: dict[str, list[Settings]] = {
@@ -86,14 +86,19 @@ STEPS: dict[str, Settings] = {
 }
 LEVELS = (0.25, 0.5, 1.0, 2.0)
 LAWS: dict[str, list[Settings]] = {
-    "flow_sde": [{"exploration.sde_step": None, "exploration.noise_level": a} for a in (0.125, 0.25, 0.5, 1.0)],
+    "flow_sde": [{"exploration.sde_step": None, "exploration.noise_level": a} for a in (0.5, 1.0, 1.5, 2.0)],
     "calibrated": [
-        {"exploration.law": "calibrated", "exploration.sde_step": None, "exploration.executed_std": std}
-        for std in (0.005, 0.01, 0.02, 0.04)
+        {
+            "exploration.law": "calibrated",
+            "exploration.sde_step": None,
+            "exploration.max_level": 4.0,
+            "exploration.executed_std": std,
+        }
+        for std in (0.02, 0.03, 0.045, 0.06)
     ],
     "flow_noise": [
         {"exploration.law": "flow_noise", "exploration.std_min": low, "exploration.std_max": 2 * low}
-        for low in (0.02, 0.04, 0.08, 0.16)
+        for low in (0.04, 0.08, 0.16, 0.32)
     ],
 }
 """Four dials for each law."""
