@@ -28,11 +28,11 @@ import torch
 import envs
 from actors import rollout
 from learners.advantages import score
-from learners.objectives.ppo import ppo_loss
-from learners.update import run_update
+from learners.update import Recipe, recipe, run_update
 from rl_finetune.config import TrainConfig
-from rl_finetune.policy import FlowSDE, QwenVLAPolicy
+from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import add_adapters, load_trained_state, trained_state
+from rl_finetune.policy.laws import law_of
 from rl_finetune.spec import handshake
 from rl_finetune.types import FloatArray, ScoredTrajectory, SeedKeys, UpdateReport
 from rl_finetune.weights import TrainedWeights
@@ -98,7 +98,7 @@ def measure(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, repeats: int
             seconds[cache].append(spent)
             worst = max(worst, done.first_ratio_error)
     decisions = cached.trajectory.transitions
-    return Epochs(decisions, min(job.ppo.minibatch, decisions), tuple(seconds[True]), tuple(seconds[False]), worst)
+    return Epochs(decisions, min(job.objective.minibatch, decisions), tuple(seconds[True]), tuple(seconds[False]), worst)
 
 
 def report(epochs: Epochs, sent: int, whole: int, policy: str) -> dict[str, Any]:
@@ -144,9 +144,9 @@ def _collect(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, cache: bool
     with envs.make(job.env.name, num_envs) as env:
         trajectory = rollout.collect(
             policy, env, keys, chunks=job.rollout.chunks, body=handshake(policy.config.embodiments, env.spec),
-            law=_law(job), cache_contexts=cache, policy_version=0,
+            law=law_of(job), cache_contexts=cache, policy_version=0,
         )  # fmt: skip
-    return score(trajectory, gamma=job.ppo.gamma, lam=job.ppo.lam)
+    return score(trajectory, gamma=job.objective.gamma, lam=job.objective.lam)
 
 
 def _epoch(
@@ -161,16 +161,14 @@ def _epoch(
         loss.backward()
         adam.step()
 
-    config = job.ppo.model_copy(update={"epochs": 1})
     begun = time.perf_counter()
-    done = run_update(
-        policy, [scored], objective=ppo_loss, optimise=optimise, config=config, law=_law(job), seed=0, version=0
-    )
+    done = run_update(policy, [scored], _one_epoch(job), optimise=optimise, seed=0, version=0)
     return time.perf_counter() - begun, done
 
 
-def _law(job: TrainConfig) -> FlowSDE:
-    return FlowSDE(job.rollout.denoising_steps, job.rollout.noise_level, job.rollout.sde_step)
+def _one_epoch(job: TrainConfig) -> Recipe:
+    once = job.objective.model_copy(update={"epochs": 1})
+    return recipe(job.model_copy(update={"objective": once}))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ def row(iteration: int, **changes: object) -> IterationRow:
         "mean_return": 1.25,
         "episodes": 128,
         "clip_fraction": 0.08,
+        "effective_samples": 0.97,
+        "staleness": 0,
         "kl": 0.01,
         "first_ratio_error": 2e-6,
         "explained_variance": math.nan if iteration == 1 else 0.4,
@@ -38,6 +40,8 @@ def row(iteration: int, **changes: object) -> IterationRow:
         "actors_healthy": 2,
         "actors_lost": 0,
         "policy_version": iteration,
+        "contribution": (0.01, 0.02, 0.012, 0.03),
+        "terms": {"stale_weight": 0.9},
     }
     return IterationRow(**(values | changes))  # type: ignore[arg-type]
 

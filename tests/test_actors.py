@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -21,7 +21,11 @@ from learners.objectives import OBJECTIVES
 from learners.update import Recipe, run_update
 from rl_finetune.config.objectives import PPOSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy
+from rl_finetune.policy.adapters import guide
 from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.critics import PrivilegedCritic
+from rl_finetune.policy.laws import ODE
+from rl_finetune.policy.policy import Critic
 from rl_finetune.policy.sampler import draw_noise
 from rl_finetune.types import ActionChunk, ChunkOutcome, Context, Observation, SeedKeys, Trajectory
 
@@ -172,6 +176,55 @@ def test_what_was_collected_has_ratio_one(policy: QwenVLAPolicy, whole: Round, h
     assert report.first_ratio_error < 1e-4 and report.diagnostics["ratio_error"] < 1e-4
 
 
+# ---- groups and advice
+
+
+def test_environments_of_a_group_begin_alike_and_explore_on_their_own(policy: QwenVLAPolicy) -> None:
+    """Episode after episode, whichever actor plays them; groups among themselves begin differently."""
+    keys = replace(episode_keys(4, seed=3, episode=6), group=2)
+    with Recorder(envs.make("widowx_reach", 4)) as env:
+        made = collect(
+            policy, env, keys, chunks=CHUNKS, body=WIDOWX, law=LAW, cache_contexts=True, policy_version=0
+        )  # fmt: skip
+        later = env.reset(keys.at(keys.episode + 1))
+    for seen in (env.first[0], later):
+        state, picture = seen.privileged, seen.images["ego"]
+        assert state is not None and np.array_equal(state[0::2], state[1::2]) and not np.array_equal(state[0], state[2])
+        assert np.array_equal(picture[0::2], picture[1::2]) and not np.array_equal(picture[0], picture[2])
+        assert seen.instruction[0::2] == seen.instruction[1::2]
+    restarted = [(t, n) for t, n in np.argwhere(made.truncated | made.terminated) if t < CHUNKS - 1]
+    assert restarted and made.privileged is not None and later.privileged is not None
+    for t, n in restarted:
+        assert np.array_equal(made.privileged[t + 1, n], later.privileged[n])
+    actions, noise = env.chunks[0].actions, draw_noise(episode_keys(4, seed=3, episode=6), np.zeros(4, int), 8, 16, LAW)
+    assert np.abs(actions[0::2] - actions[1::2]).max(axis=(1, 2)).min() > 0.01
+    assert np.array_equal(made.step[0], noise.step)
+    with envs.make("widowx_reach", 1) as env:
+        alone = env.reset(replace(episode_keys(1, seed=3, episode=6, first=3), group=2))
+    assert made.privileged is not None and np.array_equal(alone.privileged, made.privileged[0, 3:])
+
+
+def test_a_guided_policy_keeps_what_advice_makes_of_each_observation() -> None:
+    policy = tiny_policy()
+    guide(policy, 1.5)
+    with envs.make("widowx_reach", 2) as env, Counting(policy) as rows:
+        made = collect(
+            policy, env, episode_keys(2), chunks=2, body=WIDOWX, law=ODE(4), cache_contexts=True, policy_version=0
+        )
+        seen = env.reset(episode_keys(2))
+    assert rows == [2] * 3 * 2 + [2]  # with and without advice at each boundary; plain after the last
+    assert made.advised is not None and isinstance(made.inputs, Context)
+    for words, context in (
+        ("", made.inputs),
+        *zip((". Advantage: positive", ". Advantage: negative"), made.advised, strict=True),
+    ):
+        with torch.no_grad():
+            again = policy.encode(replace(seen, instruction=tuple(text + words for text in seen.instruction)))
+        torch.testing.assert_close(again.hidden, torch.from_numpy(context.hidden[:2]), rtol=0, atol=1e-5)
+    assert made.states.shape == (2, 2, 1, 8, 16) and not made.log_prob.any() and not made.contribution.any()
+    assert made.executed_std == pytest.approx(0, abs=1e-7)
+
+
 # ---- a scripted world, in which every observation can be recognised
 
 Ends = Sequence[str]
@@ -194,7 +247,9 @@ class Script(VectorEnv):
         for row in rows:
             number = hash((row, self.time, {"start": 0, "state": 1, "final": 2}[kind])) % 2**32
             pictures.append(np.random.default_rng(number).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-        return Observation({"ego": np.stack(pictures)}, tuple(f"touch block {row}" for row in rows), "widowx")
+        state = np.array([[picture[0, 0, 0], picture[0, 0, 1]] for picture in pictures], np.float32) / 1000
+        words = tuple(f"touch block {row}" for row in rows)
+        return Observation({"ego": np.stack(pictures)}, words, "widowx", privileged=state)
 
     def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
         now = np.array([ends[self.time] if self.time < len(ends) else "" for ends in self.ends])
@@ -218,13 +273,82 @@ class Script(VectorEnv):
         pass
 
 
+class Counting:
+    """Counts observations that a policy encodes, as long as the block lasts."""
+
+    def __init__(self, policy: QwenVLAPolicy) -> None:
+        self.policy, self.rows = policy, list[int]()
+
+    def __enter__(self) -> list[int]:
+        real = self.policy.encode
+        self.policy.encode = lambda seen: self.rows.append(len(seen)) or real(seen)  # type: ignore[method-assign]
+        return self.rows
+
+    def __exit__(self, *_: object) -> None:
+        del self.policy.encode
+
+
+ENDS = [["", "", ""], ["", "T", ""], ["C", "", "S"], ["", "C", "C"]]
+
+
+@pytest.mark.parametrize(
+    ("critic", "encoded"),
+    [
+        ("linear", [4, 4, 4, 2, 1, 1, 1]),  # each boundary, the two that go on, each that the time limit cut off
+        ("privileged", [4, 4, 4]),
+        ("none", [4, 4, 4]),
+    ],
+)
+def test_only_a_critic_on_contexts_encodes_more_than_what_is_acted_on(critic: Critic, encoded: list[int]) -> None:
+    policy = tiny_policy()
+    policy.critic = critic
+    policy.privileged_critic = wake_critic() if critic == "privileged" else None
+    with Counting(policy) as rows:
+        made = collect(
+            policy, Script(ENDS), episode_keys(4), chunks=3, body=WIDOWX, law=LAW, cache_contexts=True, policy_version=0
+        )
+    assert rows == encoded
+    assert (made.value.any() and made.next_value.any()) == (critic != "none")
+
+
+def wake_critic() -> PrivilegedCritic:
+    torch.manual_seed(0)
+    critic = PrivilegedCritic(2)
+    torch.nn.init.normal_(critic.layers[-1].weight)
+    return critic
+
+
+def test_a_privileged_critic_judges_the_states_that_were_met() -> None:
+    policy = tiny_policy()
+    policy.critic, policy.privileged_critic = "privileged", wake_critic()
+    world = Recorder(Script(ENDS))
+    made = collect(
+        policy, world, episode_keys(4), chunks=3, body=WIDOWX, law=LAW, cache_contexts=True, policy_version=0
+    )
+
+    def worth(seen: Observation) -> np.ndarray:
+        with torch.no_grad():
+            return policy.privileged_critic(torch.from_numpy(seen.privileged)).numpy()
+
+    assert made.privileged is not None
+    seen = [world.first[0], *(outcome.observation for outcome in world.outcomes)]
+    assert np.array_equal(made.privileged, np.stack([s.privileged for s in seen[:3]]))
+    np.testing.assert_allclose(made.value, np.stack([worth(s) for s in seen[:3]]), rtol=1e-5)
+    expected = np.stack([worth(s) for s in seen[1:]])
+    for t, outcome in enumerate(world.outcomes):
+        for row, env in enumerate(outcome.final_index):
+            expected[t, env] = worth(outcome.final_observation)[row] if outcome.truncated[env] else 0
+    np.testing.assert_allclose(made.next_value, expected, rtol=1e-5)
+    assert len(np.unique(made.next_value)) == 11  # one was terminated in each of two chunks
+
+
 def values_of(policy: QwenVLAPolicy, observation: Observation) -> np.ndarray:
     with torch.no_grad():
         return policy.value(policy.encode(observation)).numpy()
 
 
 def test_bootstrap_values_by_the_way_an_episode_ended(policy: QwenVLAPolicy) -> None:
-    world = Recorder(Script([["", "", ""], ["", "T", ""], ["C", "", "S"], ["", "C", "C"]]))
+    world = Recorder(Script(ENDS))
     made = collect(
         policy, world, episode_keys(4), chunks=3, body=WIDOWX, law=LAW, cache_contexts=True, policy_version=0
     )

@@ -123,7 +123,7 @@ ENDS = ["..S..", "....C", "S...S", "S...C", "C.C..", "..S.S"]
 
 
 def grouped(ends: list[str] = ENDS, *, first: int = 0, episode: int = 8, group: int = 2) -> Trajectory:
-    """Environments `first`... with rewards that can be told apart: 100 for chunk 1, 10 for 2, 1 for 3... in env 0."""
+    """Environments `first`...; chunk t of environment e is worth 0.5^t + e, over two of its steps."""
     chunks, n = len(ends[0]), len(ends)
     letters = np.array([list(line) for line in ends]).T
     reward = np.zeros((chunks, n, 8), np.float32)
@@ -141,15 +141,9 @@ USED = [
     "xxxxx",
     ".xxxx",  # group 1: both succeeded in episode 8, one in episode 9
     ".xxxx",
-    "xxx..",  # group 2: episode 8 is decided; in episode 9 (a failure and a success) too, in the last none finished
+    "xxx..",  # group 2: decided in episodes 8 and 9; the third was cut off
     "xxxxx",
 ]
-
-
-def used_by_hand() -> np.ndarray:
-    used = np.array([[letter == "x" for letter in line] for line in USED]).T
-    used[1:3, 4] = True
-    return used
 
 
 def returns_by_hand(env: int, first: int, last: int) -> float:
@@ -168,7 +162,7 @@ def test_every_chunk_of_a_decided_group_has_the_advantage_of_its_episode() -> No
         for (env, first, last), against in ((one, other), (other, one)):
             expected[first : last + 1, env] = returns_by_hand(env, first, last) - returns_by_hand(*against)
     np.testing.assert_allclose(scored.advantage, expected, rtol=1e-5)
-    assert np.array_equal(scored.used, used_by_hand())
+    assert np.array_equal(scored.used.T, [[letter == "x" for letter in line] for line in USED])
     assert scored.trajectory is made and not scored.returns.any() and scored.advantage.dtype == np.float32
     (relative,) = group_scores([made], leave_one_out=False)
     np.testing.assert_allclose(relative.advantage, np.sign(expected), rtol=1e-4)  # two members: +-1

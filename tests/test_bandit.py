@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 import pytest
@@ -73,9 +73,7 @@ def beside(places: Tensor, rng: torch.Generator) -> Tensor:
 
 TASKS = {
     "bandit": Task(torch.zeros(1), wrong_arm, lambda places, action: action > 0),
-    "reach": Task(
-        torch.linspace(-0.6, 0.4, 6), beside, lambda places, action: np.abs(action - places.numpy()) < 0.25
-    ),
+    "reach": Task(torch.linspace(-0.6, 0.4, 6), beside, lambda places, action: np.abs(action - places.numpy()) < 0.25),
 }
 
 

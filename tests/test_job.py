@@ -24,7 +24,8 @@ from rl_finetune.policy.normalisation import Quantiles
 ITERATIONS, EPISODES = 5, 24
 WORDS = (
     "train", "--config", "smoke", f"run.iterations={ITERATIONS}", "run.checkpoint_every=2", "run.wandb=offline",
-    "env.num_envs=16", "env.options.tolerance=0.044", "rollout.chunks=4", "ppo.minibatch=32", "ppo.epochs=2",
+    "env.num_envs=16", "env.options.tolerance=0.044", "rollout.chunks=4", "objective.minibatch=32",
+    "objective.epochs=2",
     f"evaluation.episodes={EPISODES}", "evaluation.temperature=1.0",
 )  # fmt: skip
 
@@ -75,7 +76,7 @@ def bereaved(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run of many small rounds, one of whose runners is killed after the second."""
     folder = tmp_path_factory.mktemp("bereaved") / "run"
     words = ("train", "--config", "smoke", "run.iterations=60", "run.checkpoint_every=100", "env.num_envs=4")
-    small = ("rollout.chunks=1", "ppo.minibatch=4", "evaluation.episodes=2", "evaluation.clips=0")
+    small = ("rollout.chunks=1", "objective.minibatch=4", "evaluation.episodes=2", "evaluation.clips=0")
     job = Job(folder, *words, *small, f"policy.path={policy}", f"run.folder={folder}")
     job.wait_until(lambda found: len(found) >= 2)
     job.kill_one("ray::FlowEnvRun")
@@ -265,9 +266,9 @@ def _words(*words: str, says: str) -> Callable[[Path, Path, Path], Bad]:
 
 
 CASES: dict[str, Callable[[Path, Path, Path], Bad]] = {
-    "unknown key": _words("ppo.clp=0.1", says="did you mean 'ppo.clip'?"),
+    "unknown key": _words("objective.clp=0.1", says="did you mean 'objective.clip'?"),
     "wrong type": _words("run.iterations=many", says="run.iterations"),
-    "impossible combination": _words("ppo.minibatch=1024", says="at most env.num_envs * rollout.chunks = 16"),
+    "impossible combination": _words("objective.minibatch=1024", says="at most env.num_envs * rollout.chunks = 16"),
     "missing policy": _words("policy.path=nowhere", says="policy not found: got 'nowhere'"),
     "unreachable hub id": _words("policy.path=nobody/nothing", says="policy not found: got 'nobody/nothing'"),
     "missing adapter": _words("policy.adapter=nowhere", says="adapter not found: got nowhere"),

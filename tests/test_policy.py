@@ -28,27 +28,34 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3_5ForConditionalGeneration
 
 import envs
-from rl_finetune.config.schema import LoraSection
+from rl_finetune.config.objectives import GRPOSection, RECAPSection
+from rl_finetune.config.schema import CriticSection, ExplorationSection, LoraSection, TrainConfig
 from rl_finetune.errors import UserError
 from rl_finetune.policy import FlowSDE, QwenVLAConfig, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import (
+    ADVICE_TOKENS,
     add_adapters,
+    equip,
+    guide,
     load_adapters,
     load_trained_state,
     merge_adapters,
     restore_adapters,
     save_adapters,
+    set_version,
     trained_state,
+    without_adapters,
 )
 from rl_finetune.policy.backbone import build_backbone, load_backbone, patchify
 from rl_finetune.policy.config import WIDOWX, DecoderConfig
 from rl_finetune.policy.decoder import ActionDecoder, Block, rope_tables
 from rl_finetune.policy.normalisation import Quantiles
-from rl_finetune.policy.policy import parameter_count
+from rl_finetune.policy.policy import ADVICE, Advised, advise, parameter_count
 from rl_finetune.policy.prompt import prompt
 from rl_finetune.spec import handshake
 from rl_finetune.types import Observation
 
+ROOT = Path(__file__).resolve().parent.parent
 X = torch.randn(4, 8, 16, generator=torch.Generator().manual_seed(7))
 TAU = torch.tensor([1.0, 0.75, 0.5, 0.25])
 
@@ -604,6 +611,122 @@ def test_adapters_of_another_policy_are_refused(tmp_path: Path) -> None:
 def test_targets_that_no_layer_has_are_refused() -> None:
     with pytest.raises(UserError, match=r"lora.decoder_targets: got \['query'\]; expected some of \[.*'q_proj'"):
         add_adapters(blind_policy(), LoraSection(decoder_targets=["query"]), seed=0)
+
+
+# ---- what a job trains
+
+
+def job(**sections: Any) -> TrainConfig:
+    return TrainConfig(lora=LoraSection(rank=2), **sections)
+
+
+EVERYTHING = job(
+    critic=CriticSection(kind="privileged"), exploration=ExplorationSection(law="flow_noise", std_min=0.05, std_max=0.3)
+)
+
+
+def trains(policy: QwenVLAPolicy) -> set[str]:
+    return {name.split(".")[0] for name in trained_state(policy)}
+
+
+def test_a_job_trains_what_its_settings_name() -> None:
+    assert trains(equip(blind_policy(), job(), 9)) == {"decoder", "value_head"}
+    assert trains(equip(blind_policy(), job(critic=CriticSection(kind="none")), 0)) == {"decoder"}
+    assert trains(equip(blind_policy(), job(objective=GRPOSection()), 9)) == {"decoder"}
+    policy = equip(blind_policy(), EVERYTHING, 9)
+    assert trains(policy) == {"decoder", "privileged_critic", "noise_net"}
+    assert policy.critic == "privileged" and policy.value(None, torch.ones(3, 9)).shape == (3,)
+    spread = policy.spread(random_contexts(4))
+    assert spread is not None
+    torch.testing.assert_close(spread(X, TAU), torch.full_like(X, math.sqrt(0.05 * 0.3)))
+
+
+def test_equipment_follows_from_the_seed() -> None:
+    """Actors and learners build it on their own."""
+    first, same = (trained_state(equip(blind_policy(), EVERYTHING, 9)) for _ in range(2))
+    assert all(np.array_equal(first[name], same[name]) for name in first)
+
+
+def test_a_privileged_critic_needs_a_world_that_shows_its_state() -> None:
+    with pytest.raises(
+        UserError, match=r"no privileged state: got critic.kind=privileged with widowx_reach; .* linear"
+    ):
+        equip(blind_policy(), EVERYTHING, 0)
+
+
+def test_critic_and_noise_net_travel_and_come_back(tmp_path: Path) -> None:
+    trained = stirred(equip(blind_policy(), EVERYTHING, 9))
+    save_adapters(trained, tmp_path)
+    resumed, synced = (stirred(equip(blind_policy(), EVERYTHING, 9), seed=4) for _ in range(2))
+    assert not np.array_equal(
+        trained_state(resumed)["noise_net.out.bias"], trained_state(trained)["noise_net.out.bias"]
+    )
+    restore_adapters(resumed, tmp_path)
+    load_trained_state(synced, trained_state(trained))
+    for other in (resumed, synced):
+        assert all(np.array_equal(v, trained_state(trained)[name]) for name, v in trained_state(other).items())
+    judged = load_adapters(blind_policy(), tmp_path)
+    assert judged.noise_net is None and judged.privileged_critic is None and judged.guidance is None
+    keys, zero = episode_keys(4), np.zeros(4, np.int64)
+    chunks = [p.act(random_contexts(4), keys, zero, WIDOWX, 0.6).actions for p in (trained, judged)]
+    assert np.array_equal(*chunks)
+
+
+def test_the_policy_without_its_adapters_is_the_one_it_began_as() -> None:
+    trained, context = stirred(equip(blind_policy(), job(), 9)), random_contexts(4)
+    with torch.no_grad():
+        before = trained.velocity(context, X, TAU)
+        with without_adapters(trained):
+            start = trained.velocity(context, X, TAU)
+        torch.testing.assert_close(start, blind_policy().velocity(context, X, TAU), rtol=0, atol=1e-6)
+        assert (start - before).abs().max() > 1e-3 and torch.equal(trained.velocity(context, X, TAU), before)
+
+
+# ---- advice
+
+
+def test_advice_is_worded_behind_the_task_and_fits_the_prompt(seen: Observation) -> None:
+    assert advise(seen, "positive").instruction[0] == seen.instruction[0] + ". Advantage: positive"
+    policy = tiny_policy()
+    guide(policy, 1.0)
+    with torch.no_grad():
+        found = policy.look(seen)
+    assert isinstance(found, Advised)
+    lengths = [c.mask.sum(1) for c in (found.plain, found.good, found.bad)]
+    assert (lengths[0] < lengths[1]).all() and found.good.mask.shape == found.plain.mask.shape
+    assert (found.good.hidden - found.bad.hidden).abs().amax((1, 2)).min() > 0.01
+    shipped = AutoTokenizer.from_pretrained(ROOT / "checkpoints" / "qwen-vla-tiny" / "backbone")
+    good, bad = (shipped(f". Advantage: {word}")["input_ids"] for word in ADVICE)
+    assert good != bad and max(len(good), len(bad)) <= ADVICE_TOKENS
+
+
+def test_guidance_moves_the_velocity_away_from_the_plain_one() -> None:
+    policy = blind_policy()
+    plain, good, bad = (random_contexts(4, seed=s) for s in range(3))
+    advised = Advised(plain, good, bad)
+    with torch.no_grad():
+        v0, v1 = (policy.velocity(c, X, TAU) for c in (plain, good))
+        for guidance, expected in ((None, v0), (0.0, v0), (1.0, v1), (1.5, v0 + 1.5 * (v1 - v0))):
+            policy.guidance = guidance
+            torch.testing.assert_close(policy.field(advised, 8)(X, TAU), expected, rtol=0, atol=1e-5)
+            torch.testing.assert_close(policy.field(plain, 8)(X, TAU), v0, rtol=0, atol=1e-6)
+    keys, zero = episode_keys(4), np.zeros(4, np.int64)
+    acted = [policy.act(context, keys, zero, WIDOWX, 0.6).actions for context in (advised, plain)]
+    assert np.abs(acted[0] - acted[1]).max() > 1e-3
+
+
+def test_a_policy_asks_for_good_chunks_once_advice_has_been_learned(tmp_path: Path) -> None:
+    advised = job(objective=RECAPSection(warmup=3, guidance=2.0))
+    policy = equip(tiny_policy(), advised, 0)
+    found = []
+    for version in range(5):
+        set_version(policy, advised, version)
+        found.append(policy.guidance)
+    assert found == [0, 0, 0, 2, 2]
+    save_adapters(policy, tmp_path)
+    loaded = load_adapters(tiny_policy(), tmp_path)
+    assert loaded.guidance == 2.0 and loaded.eyes.max_tokens == policy.eyes.max_tokens == 60 + ADVICE_TOKENS
+    assert equip(tiny_policy(), job(), 0).guidance is None
 
 
 # ---- the handshake

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import shutil
 import subprocess
 from base64 import b64decode
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from metrics_data import clip, evaluation, report_data, row
 from PIL import Image
 
 from rl_finetune.metrics.intervals import paired_gain
-from rl_finetune.metrics.report import DIAGNOSTICS, pair, render, write_report
+from rl_finetune.metrics.report import diagnostics_of, pair, render, write_report
 from rl_finetune.metrics.report_data import Clip, ReportData
 from rl_finetune.metrics.strip import film
 from rl_finetune.metrics.svg import Chart, line_chart, nice_ticks, tick_label
@@ -162,6 +164,16 @@ def test_a_gap_in_the_values_is_a_gap_in_the_line() -> None:
     assert "no values" in line_chart(Chart("t", [1.0], [nan], ["tip"]))
 
 
+def test_charts_are_of_what_the_run_has_numbers_for() -> None:
+    rows = report_data().rows
+    labels = [d.label for d in diagnostics_of(rows)]
+    assert labels[-5:] == ["Noise of step 0", "Noise of step 1", "Noise of step 2", "Noise of step 3", "stale weight"]
+    without_ratio = [replace(r, clip_fraction=math.nan, kl=math.nan, terms={}, contribution=()) for r in rows]
+    left = [d.label for d in diagnostics_of(without_ratio)]
+    assert set(labels) - set(left) == {"Clip fraction", "KL divergence", *labels[-5:]}
+    assert [d.value(rows[0]) for d in diagnostics_of(rows)][-5:] == [0.01, 0.02, 0.012, 0.03, 0.9]
+
+
 @needs_browser
 def test_a_browser_draws_the_page_without_complaint(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
@@ -173,7 +185,7 @@ def test_a_browser_draws_the_page_without_complaint(tmp_path: Path) -> None:
     assert found == {
         "pictures": "5/5",
         "moved": "5",
-        "charts": str(len(DIAGNOSTICS) + 1),
+        "charts": str(len(diagnostics_of(report_data().rows)) + 1),
         "overflow": "false",
         "tip": "iteration 12",
     }

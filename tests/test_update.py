@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import HORIZON, blind_policy, episode_keys, observations, random_contexts, tiny_policy, trajectory
+from builders import (
+    HORIZON,
+    blind_policy,
+    episode_keys,
+    noisy_policy,
+    observations,
+    random_contexts,
+    tiny_policy,
+    trajectory,
+)
 from torch import Tensor
 
 from learners.advantages import score
@@ -26,11 +35,20 @@ from learners.update import (
     run_update,
     velocities,
 )
-from rl_finetune.config.objectives import PPOSection
-from rl_finetune.config.schema import LoraSection
+from rl_finetune.config.objectives import (
+    DecoupledPPOSection,
+    DiffusionNFTSection,
+    FPOSection,
+    ObjectiveSection,
+    PPOSection,
+    StepNFTSection,
+)
+from rl_finetune.config.schema import LoraSection, RegularisersSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import add_adapters, trained_state
 from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.laws import ODE, FlowNoise, Law, times
+from rl_finetune.policy.sampler import transition_mean
 from rl_finetune.types import ScoredTrajectory, Trajectory, UpdateReport
 
 LAW = FlowSDE()
@@ -283,3 +301,133 @@ def _executed(policy: QwenVLAPolicy, context: TorchContext, seed: int) -> np.nda
     n = len(context.mask)
     chunk, _ = policy.sample(context, episode_keys(n, seed=seed), np.zeros(n, np.int64), WIDOWX, LAW)
     return chunk.actions[:, :, 0].mean(1)
+
+
+# ---- terms beside the objective
+
+
+def adapted(seed: int = 0) -> QwenVLAPolicy:
+    """Adapters that have learned something."""
+    policy = add_adapters(noisy_policy() if seed else blind_policy(), LoraSection(rank=4), seed=0)
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.02)
+    return policy
+
+
+def parts_of(policy: QwenVLAPolicy, law: Law, objective: ObjectiveSection, **weights: float) -> dict[str, Tensor]:
+    """Loss and what it is logged to be made of, on twelve decisions half of which were part of a success."""
+    made = trajectory(policy, random_contexts(12), law=law)
+    settings = Recipe(objective, OBJECTIVES[objective.name], law, regularisers=RegularisersSection(**weights))
+    batch = replace(flatten(scored(made), normalise=True), success=torch.arange(12) < 6)
+    ready = prepare(policy, batch, settings, (0, 0))
+    loss, parts = minibatch_loss(policy, ready, np.arange(12), settings)
+    return {"loss": loss, **parts}
+
+
+@pytest.mark.parametrize(
+    ("objective", "law", "weights", "sign"),
+    [
+        (PPOSection(), LAW, {"velocity": 0.3}, 1),
+        (FPOSection(), LAW, {"velocity": 0.3}, 1),
+        (PPOSection(), LAW, {"kl": 0.3}, 1),
+        (StepNFTSection(), LAW, {"kl": 0.3}, 1),
+        (PPOSection(), FlowNoise(), {"kl": 0.3}, 1),
+        (PPOSection(), LAW, {"cloning": 0.3}, 1),
+        (DiffusionNFTSection(), ODE(), {"cloning": 0.3}, 1),
+        (PPOSection(), FlowNoise(), {"entropy": 0.3}, -1),
+    ],
+)
+def test_a_term_is_added_by_its_weight(objective: Any, law: Law, weights: dict[str, float], sign: int) -> None:
+    policy = adapted(isinstance(law, FlowNoise))
+    plain, found = parts_of(policy, law, objective), parts_of(policy, law, objective, **weights)
+    (name,) = found.keys() - plain.keys()
+    assert found[name].abs() > 1e-4 and not found[name].requires_grad
+    torch.testing.assert_close(found["loss"], plain["loss"] + sign * 0.3 * found[name], rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(p["loss"], trained(policy), allow_unused=True) for p in (plain, found)]
+    assert any(a is not None and (a - b).abs().max() > 1e-5 for a, b in zip(*gradients, strict=True))
+
+
+def trained(policy: QwenVLAPolicy) -> list[Tensor]:
+    return [p for name, p in policy.named_parameters() if "lora" in name or name.startswith("noise_net")]
+
+
+def test_distances_are_to_the_policy_without_its_adapters() -> None:
+    fresh = add_adapters(blind_policy(), LoraSection(rank=4), seed=0)
+    found = parts_of(fresh, LAW, PPOSection(), velocity=1, kl=1)
+    assert found["velocity_distance"] == 0 and found["start_kl"] == 0
+    policy, start = adapted(), blind_policy()
+    made = trajectory(policy, random_contexts(12))
+    settings = replace(ppo(), regularisers=RegularisersSection(velocity=1, kl=1))
+    ready = prepare(policy, flatten(scored(made), normalise=True), settings, (0, 0))
+    rows = torch.arange(12)
+    x, tau, context = ready.view.x, ready.view.tau, ready.view.context(rows)
+    with torch.no_grad():
+        ours, theirs = velocities(policy, context, x, tau), velocities(start, context, x, tau)
+    assert ready.start_velocity is not None
+    torch.testing.assert_close(ready.start_velocity, theirs, rtol=0, atol=1e-5)
+    _, parts = minibatch_loss(policy, ready, np.arange(12), settings)
+    mask = ready.batch.mask
+    square = torch.where(mask, (ours - theirs)[:, 0] ** 2, 0)
+    each = square.sum((1, 2)) / mask.sum((1, 2))
+    assert parts["velocity_distance"].item() == pytest.approx(each.mean().item(), rel=1e-4)
+    law, step = FlowSDE(), ready.batch.step
+    one, std = transition_mean(ours, x, *times(law, step), step, law)
+    other, _ = transition_mean(theirs, x, *times(law, step), step, law)
+    assert std is not None
+    kl = torch.where(mask[:, None], (one - other) ** 2 / (2 * std**2), 0).sum((1, 2, 3)).mean()
+    assert parts["start_kl"].item() == pytest.approx(kl.item(), rel=1e-4)
+
+
+def test_entropy_is_of_the_noise_net() -> None:
+    """log std + (1 + log 2 pi) / 2 a number; a fresh net has the geometric mean of its bounds."""
+    policy = adapted(1)
+    assert policy.noise_net is not None
+    torch.nn.init.zeros_(policy.noise_net.out.weight)
+    torch.nn.init.zeros_(policy.noise_net.out.bias)
+    found = parts_of(policy, FlowNoise(), PPOSection(), entropy=1)["entropy"].item()
+    assert found == pytest.approx(np.log(0.08 * 0.16) / 2 + (1 + np.log(2 * np.pi)) / 2, rel=1e-5)
+
+
+def test_cloning_is_of_successes_only() -> None:
+    policy = adapted()
+    made = trajectory(policy, random_contexts(12))
+    settings = replace(ppo(), regularisers=RegularisersSection(cloning=1))
+    found = []
+    for spoil in (0.0, 5.0):
+        batch = replace(flatten(scored(made), normalise=True), success=torch.arange(12) % 2 == 0)
+        odd = (torch.arange(12) % 2 == 1)[:, None, None]
+        batch = replace(batch, sample=batch.sample + spoil * odd)
+        ready = prepare(policy, batch, settings, (0, 0))
+        found.append(minibatch_loss(policy, ready, np.arange(12), settings)[1]["cloning"].item())
+    assert found[0] == found[1] > 0.1
+    nobody = replace(flatten(scored(made), normalise=True), success=torch.zeros(12, dtype=torch.bool))
+    ready = prepare(policy, nobody, settings, (0, 0))
+    assert minibatch_loss(policy, ready, np.arange(12), settings)[1]["cloning"] == 0
+
+
+@pytest.mark.parametrize(
+    ("objective", "weights", "passes"),
+    [
+        (PPOSection(), {}, [1, 1]),
+        (DecoupledPPOSection(), {}, [2, 1]),
+        (PPOSection(), {"velocity": 1, "kl": 1}, [2, 1]),
+        (PPOSection(), {"cloning": 1}, [2, 2]),
+        (FPOSection(pairs=4), {"velocity": 1}, [12, 4]),
+        (DiffusionNFTSection(pairs=2), {}, [4, 2]),
+    ],
+)
+def test_one_pass_through_the_decoder_serves_all(
+    objective: ObjectiveSection, weights: dict[str, float], passes: list[int]
+) -> None:
+    """Of the first minibatch, what is worked out once included, and of each further one."""
+    policy, calls = adapted(), list[int]()
+    data = scored(trajectory(policy, random_contexts(12)))
+    policy.decoder.register_forward_hook(lambda *_: calls.append(1))
+    objective = objective.model_copy(update={"epochs": 2, "minibatch": 12})
+    settings = Recipe(objective, OBJECTIVES[objective.name], LAW, regularisers=RegularisersSection(**weights))
+    seen: list[int] = []
+    run_update(policy, data, settings, optimise=lambda loss: seen.append(len(calls)), seed=0, version=0)
+    assert [seen[0], seen[1] - seen[0]] == passes

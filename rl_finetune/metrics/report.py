@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rl_finetune.metrics.report_data import Clip, ReportData
@@ -31,16 +33,37 @@ DIAGNOSTICS = (
     Diagnostic("Clip fraction", "Decisions whose ratio left the trust region.", lambda r: r.clip_fraction),
     Diagnostic("KL divergence", "How far one update moves the policy.", lambda r: r.kl),
     Diagnostic("First ratio error", "Sampler against scorer before any step; about 0.", lambda r: r.first_ratio_error),
-    Diagnostic("Explained variance", "How well the value head predicts; towards 1.", lambda r: r.explained_variance),
+    Diagnostic("Effective samples", "Share that ratios leave to count; near 1.", lambda r: r.effective_samples),
+    Diagnostic("Staleness", "Updates between acting and learning weights.", lambda r: r.staleness),
+    Diagnostic("Explained variance", "How well the critic predicts; towards 1.", lambda r: r.explained_variance),
     Diagnostic("Mean return", "Undiscounted, with exploration noise.", lambda r: r.mean_return),
-    Diagnostic("Value loss", "Error of the value head.", lambda r: r.value_loss),
-    Diagnostic("Policy loss", "The clipped surrogate; near 0 by construction.", lambda r: r.policy_loss),
+    Diagnostic("Value loss", "Error of the critic.", lambda r: r.value_loss),
+    Diagnostic("Policy loss", "What the objective minimises.", lambda r: r.policy_loss),
     Diagnostic("Gradient norm", "Before clipping.", lambda r: r.grad_norm),
     Diagnostic("Exploration", "Standard deviation of executed actions.", lambda r: r.executed_std),
     Diagnostic("Learning rate", "Of the adapters.", lambda r: r.actor_lr),
     Diagnostic("Steps per second", "Environment steps, update included.", lambda r: r.steps_per_second),
     Diagnostic("Seconds per iteration", "Collecting and updating.", lambda r: r.seconds),
 )
+
+
+def diagnostics_of(rows: Sequence[IterationRow]) -> list[Diagnostic]:
+    """Those that this run has numbers for, then each denoising step's contribution and the objective's terms."""
+    steps = range(max((len(row.contribution) for row in rows), default=0))
+    terms = sorted({name for row in rows for name in row.terms})
+    return [
+        *(d for d in DIAGNOSTICS if not rows or any(math.isfinite(d.value(row)) for row in rows)),
+        *(Diagnostic(f"Noise of step {k}", "What it adds to executed actions.", partial(_step, k)) for k in steps),
+        *(Diagnostic(name.replace("_", " "), "Of the objective.", partial(_term, name)) for name in terms),
+    ]
+
+
+def _step(k: int, row: IterationRow) -> float:
+    return row.contribution[k] if k < len(row.contribution) else math.nan
+
+
+def _term(name: str, row: IterationRow) -> float:
+    return row.terms.get(name, math.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +106,9 @@ def render(data: ReportData) -> str:
         script=Markup((_TEMPLATES / "report.js").read_text()),
         intervals=Markup(_intervals(data)),
         curve=Markup(line_chart(_learning_curve(data))) if data.rows else None,
-        diagnostics=[(d, Markup(line_chart(_diagnostic(d, data.rows))), _latest(d, data.rows)) for d in DIAGNOSTICS],
+        diagnostics=[
+            (d, Markup(line_chart(_diagnostic(d, data.rows))), _latest(d, data.rows)) for d in diagnostics_of(data.rows)
+        ],
         events=[(row.iteration, event) for row in data.rows for event in row.events],
         pairs=pair(data.clips_before, data.clips_after, data.frames_per_second),
         outcomes=_outcomes(data),
