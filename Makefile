@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export MUJOCO_GL ?= egl
 
-.PHONY: train test check setup bench clean
+.PHONY: train test check setup bench bench-objectives clean
 
 train: setup  ## the main job: reinforcement learning of the shipped tiny policy, about a quarter of an hour on 2 cores
 	$(BIN)/rl-finetune train $(ARGS)
@@ -21,6 +21,9 @@ check: setup  ## style, types, floors
 bench: setup  ## side-by-side measurements into benchmarks/results/
 	$(BIN)/python -m benchmarks.bench_envs benchmarks/results/envs.json
 	$(BIN)/python -m benchmarks.bench_learning benchmarks/results/learning.json
+
+bench-objectives: setup  ## objectives and sampling laws over seeds, about an hour and a half on 2 cores; goes on where it was stopped
+	$(BIN)/python -m benchmarks.objectives
 
 setup: $(VENV)/.installed
 	@PYTHON=$(PYTHON) scripts/system_packages.sh

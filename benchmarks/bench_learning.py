@@ -88,7 +88,7 @@ def main() -> None:
 def measure(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, repeats: int) -> Epochs:
     """Collect the same chunks with contexts and with observations, and take turns in learning from them."""
     cached, encoded = (_collect(policy, job, num_envs, cache) for cache in (True, False))
-    np.testing.assert_array_equal(cached.trajectory.x, encoded.trajectory.x)
+    np.testing.assert_array_equal(cached.trajectory.states, encoded.trajectory.states)
     start = trained_state(policy)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     worst = 0.0
@@ -98,7 +98,8 @@ def measure(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, repeats: int
             seconds[cache].append(spent)
             worst = max(worst, done.first_ratio_error)
     decisions = cached.trajectory.transitions
-    return Epochs(decisions, min(job.objective.minibatch, decisions), tuple(seconds[True]), tuple(seconds[False]), worst)
+    minibatch = min(job.objective.minibatch, decisions)
+    return Epochs(decisions, minibatch, tuple(seconds[True]), tuple(seconds[False]), worst)
 
 
 def report(epochs: Epochs, sent: int, whole: int, policy: str) -> dict[str, Any]:

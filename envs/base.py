@@ -26,7 +26,8 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def reset(self, keys: SeedKeys) -> Observation:
-        """Begin the episodes that `keys` name, one per environment, and return their first observations [N].
+        """Begin the episodes that `keys` name, one per environment, and return their first observations [N]. Initial
+        states are keyed by (seed, scene, episode): environments of one group begin alike.
 
         Raises:
             UserError: `keys` does not name `num_envs` episodes.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 
@@ -51,6 +51,7 @@ def check(
     _check_slots(env, keys, actions, run)
     if make is not None:
         _check_alone(make, keys, actions, run)
+    _check_groups(env, keys)
     _check_not_reused(env, keys, actions)
     _check_time_limit(env, keys)
     _check_refusals(env, keys)
@@ -184,6 +185,18 @@ def _check_slots(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk], run
     other = _play(env, keys.rows(back), turned)
     for mine, place in enumerate(back):
         _check_row(run, mine, other, int(place), "an episode depends on its place in the batch")
+
+
+def _check_groups(env: VectorEnv, keys: SeedKeys) -> None:
+    """Environments of one group begin alike: objectives compare what they did from the same state."""
+    if env.num_envs < 2:
+        return
+    first = env.reset(replace(keys, group=env.num_envs))
+    everyone = np.arange(env.num_envs)
+    for row in everyone[1:]:
+        pair = first.rows(everyone[:1]), first.rows(everyone[row : row + 1])
+        different = list(_differences(*pair, f"reset, environments 0 and {row}"))
+        _require(not different, f"environments of one group (`keys.scene`) begin in different states: {different}")
 
 
 def _check_alone(make: Callable[[int], VectorEnv], keys: SeedKeys, actions: list[ActionChunk], run: _Run) -> None:

@@ -30,7 +30,7 @@ from rl_finetune.policy.flow import flow_matching_loss, interpolate
 from rl_finetune.policy.laws import ODE, FlowNoise, FlowSDE, Law
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles
-from rl_finetune.policy.policy import Advised, Seen
+from rl_finetune.policy.policy import Advised, Critic, Seen, plain
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 from rl_finetune.types import SeedKeys, Trajectory
 
@@ -44,6 +44,8 @@ DECODER = DecoderConfig(
 DECISIONS, GROUP = 128, 16
 """A round's chunks, one an episode, and how many in a row share their context where an objective compares them."""
 BROKEN, SOLVED = 0.25, 0.8
+ROUNDS, LEARNING_RATE = 30, 1e-3
+"""At most; training ends once enough held-out episodes succeed."""
 
 
 # ---- tasks
@@ -123,28 +125,32 @@ def broken(name: str, seed: int) -> QwenVLAPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How one objective is run."""
+    """How one objective is run; what is not said is its default."""
 
     objective: ObjectiveSection
-    rounds: int = 40
-    """At most; training ends once enough held-out episodes succeed."""
-    lr: float = 1e-3
+    laws: tuple[str, ...]
+    """Sampling laws to try it under."""
+    critic: Critic
     lag: int = 0
     """Updates that the acting weights are behind."""
 
 
 SHARED = {"minibatch": 64, "epochs": 4}
 GROUPED = {**SHARED, "group_size": GROUP}
-SETUPS: dict[str, Setup] = {
-    "ppo": Setup(sections.PPOSection(**SHARED)),
-    "decoupled_ppo": Setup(sections.DecoupledPPOSection(**SHARED), lag=1),
-    "grpo": Setup(sections.GRPOSection(**GROUPED)),
-    "rloo": Setup(sections.RLOOSection(**GROUPED)),
-    "diffusion_nft": Setup(sections.DiffusionNFTSection(**GROUPED)),
-    "step_nft": Setup(sections.StepNFTSection(**GROUPED)),
-    "fpo": Setup(sections.FPOSection(**SHARED)),
-    "fpo_plus": Setup(sections.FPOPlusSection(**SHARED)),
-    "recap": Setup(sections.RECAPSection(**SHARED)),
+ALL = ("flow_sde", "calibrated", "flow_noise")
+SETUPS = {
+    "ppo": Setup(sections.PPOSection(**SHARED), ALL, "linear"),
+    "decoupled_ppo": Setup(sections.DecoupledPPOSection(**SHARED), ALL, "linear", lag=1),
+    "grpo": Setup(sections.GRPOSection(**GROUPED), ALL, "none"),
+    "rloo": Setup(sections.RLOOSection(**GROUPED), ALL, "none"),
+    "diffusion_nft": Setup(sections.DiffusionNFTSection(**GROUPED), ("ode",), "none"),
+    "step_nft": Setup(sections.StepNFTSection(**GROUPED), ("flow_sde", "calibrated"), "none"),
+    "fpo": Setup(sections.FPOSection(**SHARED, pairs=2), ("ode",), "linear"),
+    # Its default of 0.05 is narrow enough to need four times as many rounds.
+    "fpo_plus": Setup(sections.FPOPlusSection(**SHARED, pairs=2, clip=0.2), ("ode",), "linear"),
+    # Rewards of 0 and 1 and no values: above a low quantile means a success. It learns from what it has seen alone, so
+    # that the noise of a chain's start is too little.
+    "recap": Setup(sections.RECAPSection(**SHARED, quantile=0.1, replay=4, warmup=2), ("flow_sde",), "none"),
 }
 LAWS: dict[str, Callable[[QwenVLAPolicy, Task], Law]] = {
     "ode": lambda policy, task: ODE(4),
@@ -163,20 +169,14 @@ def measured(policy: QwenVLAPolicy, task: Task) -> FlowSDE:
     return FlowSDE(4, levels=found.levels, odds=found.odds)
 
 
-def cases() -> list[tuple[str, str]]:
-    """Every objective; those that score densities under every law that has one."""
-    laws = {"density": ("flow_sde", "calibrated", "flow_noise"), "transitions": ("flow_sde",), "pairs": ("ode",)}
-    return [(name, law) for name, setup in SETUPS.items() for law in laws[setup.objective.view]]
-
-
 # ---- the loop
 
 
 def seen(policy: QwenVLAPolicy, task: Task, rows: Tensor) -> Seen:
-    plain = contexts(task).rows(rows)
+    unadvised = contexts(task).rows(rows)
     if policy.guidance is None:
-        return plain
-    return Advised(plain, *(contexts(task, advice).rows(rows) for advice in (1.0, -1.0)))
+        return unadvised
+    return Advised(unadvised, *(contexts(task, advice).rows(rows) for advice in (1.0, -1.0)))
 
 
 @torch.no_grad()
@@ -188,10 +188,10 @@ def play(policy: QwenVLAPolicy, task: Task, keys: SeedKeys, law: Law) -> Traject
     won = task.solved(task.places[rows], chunk.actions[..., 0].mean(1))[None]
     reward = np.zeros((1, n, HORIZON), np.float32)
     reward[..., -1] = won
-    plain = given.plain if isinstance(given, Advised) else given
-    value = np.zeros((1, n), np.float32) if policy.critic == "none" else policy.value(plain).numpy()[None]
+    context = plain(given)
+    value = np.zeros((1, n), np.float32) if policy.critic == "none" else policy.value(context).numpy()[None]
     return Trajectory(
-        inputs=plain.numpy(), states=moved.states.numpy()[None], step=moved.step.numpy()[None],
+        inputs=context.numpy(), states=moved.states.numpy()[None], step=moved.step.numpy()[None],
         log_prob=moved.log_prob.numpy()[None], sample=moved.sample.numpy()[None], action_mask=chunk.mask[None],
         reward=reward, steps_executed=np.full((1, n), HORIZON), terminated=np.ones((1, n), bool),
         truncated=np.zeros((1, n), bool), success=won, value=value, next_value=np.zeros((1, n), np.float32),
@@ -214,7 +214,7 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
     recipe = Recipe(objective, OBJECTIVES[objective.name], law)
     heads = list(policy.value_head.parameters())
     rest = [p for name, p in policy.named_parameters() if not name.startswith("value_head")]
-    groups = [{"params": rest, "lr": setup.lr}, {"params": heads, "lr": 1e-2}]
+    groups = [{"params": rest, "lr": LEARNING_RATE}, {"params": heads, "lr": 1e-2}]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.01)
 
     def optimise(loss: Tensor) -> None:
@@ -226,7 +226,7 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
     published: deque[QwenVLAPolicy] = deque(maxlen=setup.lag + 1)
     recent: deque = deque(maxlen=objective.replay)
     envs = np.arange(DECISIONS)
-    for number in range(setup.rounds):
+    for number in range(ROUNDS):
         if isinstance(objective, sections.RECAPSection):
             policy.guidance = objective.guidance if number >= objective.warmup else 0.0
         published.append(deepcopy(policy) if setup.lag else policy)
@@ -234,18 +234,19 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
         recent.append(credit([play(published[0], task, keys, law)], objective))
         scored = [part for parts in recent for part in parts]
         run_update(policy, scored, recipe, optimise=optimise, seed=seed, version=number)
-        if number % 3 == 2 and success(policy, task, 256, seed) > SOLVED + 0.07:
+        if number % 3 == 2 and success(policy, task, 256, seed + 1000) > SOLVED + 0.07:
             return number + 1
-    return setup.rounds
+    return ROUNDS
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize(("name", "law"), cases())
+@pytest.mark.parametrize(("name", "law"), [(name, law) for name, setup in SETUPS.items() for law in setup.laws])
 def test_objective_repairs_a_broken_policy(name: str, law: str, task: str, seed: int) -> None:
     setup, policy = SETUPS[name], deepcopy(broken(task, seed))
-    policy.critic = "linear" if setup.objective.credit == "gae" else "none"
+    policy.critic = setup.critic
     if law == "flow_noise":
+        torch.manual_seed(seed)
         policy.noise_net = NoiseNet(FEATURES, WIDTH, 0.1, 0.3)
     before = success(policy, TASKS[task])
     assert before < BROKEN

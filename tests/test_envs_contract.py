@@ -151,3 +151,18 @@ def stopped_early_for_no_reason(out: ChunkOutcome) -> ChunkOutcome:
 def test_broken_environment_is_found_out(spoil: Callable[[ChunkOutcome], ChunkOutcome], message: str) -> None:
     with Wrapped(envs.make("widowx_reach", 2), spoil) as env, pytest.raises(contract.ContractError, match=message):
         contract.check(env)
+
+
+class DeafToGroups(Wrapped):
+    """Draws scenes by environment, whatever the group."""
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        return super().reset(replace(keys, group=1))
+
+
+def test_environment_that_ignores_groups_is_found_out() -> None:
+    with (
+        DeafToGroups(envs.make("widowx_reach", 2), lambda out: out) as env,
+        pytest.raises(contract.ContractError, match="environments of one group"),
+    ):
+        contract.check(env)

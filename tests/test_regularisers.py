@@ -228,7 +228,7 @@ def test_kl_is_that_of_the_scored_transitions() -> None:
         each = kl_divergence(Normal(mean, std), Normal(start, std))[:, 0]
     expected = (each * at.batch.mask).sum((1, 2)).mean().item()
     _, found = minibatch_loss(policy, at, np.arange(DECISIONS), given)
-    assert expected > 0.1 and found["start_kl"].item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.01 and found["start_kl"].item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])
@@ -251,7 +251,7 @@ def test_terms_add_up(weight: float) -> None:
 def drift(name: str, **weights: float) -> float:
     """RMS change of the velocity in the data's points after an update."""
     policy = adapted()
-    data, given = round_of(policy), recipe(name, objective={"epochs": 10}, **weights)
+    data, given = round_of(policy), recipe(name, objective={"epochs": 6}, **weights)
     at, before = ready(policy, data, given), blind_policy()
     learn(policy, data, given)
     return (velocity(policy, at) - velocity(before, at)).square().mean().sqrt().item()

@@ -1,19 +1,17 @@
 """Ten mistakes that other systems shipped (flow_rl), each against a test that would catch it.
 
-| mistake | test |
-|---|---|
-| 1 sampler and scorer on different time grids | `test_1_...` first ratios are 1 on the sampler's grid, and on no other |
-| 2 one SDE index for the whole batch, from a global generator | `test_2_...` indices differ and follow from keys alone |
-| 3 first-step sigma blown up by clamping tau | `test_3_...` its standard deviation is the level, for any N |
-| 4 log-probability over padded channels | `test_4_...` it is the sum over valid channels of executed steps |
-| 5 noise drawn in bfloat16 | `test_5_...` noise and chain have more digits than bfloat16 |
-| 6 truncation treated as termination | `test_6_...` the value of what was cut off counts |
-| 7 gamma per chunk | `test_7_...` returns do not depend on the chunk length |
-| 8 a dropped object counted as success | `test_8_...` what counts is how the episode ended |
-| 9 the frozen reference worked out again in each epoch | `test_9_...` passes of backbone and decoder are counted |
-| 10 asynchronous runs without evaluation | `test_10_...` a run with lag evaluates twice and logs staleness |
+    1  sampler and scorer on different time grids       first ratios are 1 on the sampler's grid, and on no other
+    2  one SDE index a batch, from a global generator   indices differ, and follow from keys alone
+    3  first-step sigma blown up by clamping tau        its standard deviation is the level, for any N
+    4  log-probability over padded channels             it is a sum over valid channels of executed steps
+    5  noise drawn in bfloat16                          noise and chain have more digits than that
+    6  truncation treated as termination                the value of what was cut off counts
+    7  gamma per chunk                                  returns do not depend on the chunk length
+    8  a dropped object counted as success              what counts is how the episode ended
+    9  a frozen reference worked out in each epoch      passes of backbone and decoder are counted
+    10 asynchronous runs without evaluation             a run with lag is judged twice and logs its staleness
 
-Where it is short, the mistake is made here on purpose, and must look different.
+The tests bear these numbers. Where it is short, the mistake is made here on purpose, and must look different.
 """
 
 from __future__ import annotations
@@ -111,7 +109,7 @@ def test_4_log_probability_is_of_valid_channels_and_executed_steps() -> None:
     again = view.reference(policy, context, torch.arange(12), v)
     torch.testing.assert_close(batch.old_log_prob, by_hand.detach(), rtol=0, atol=1e-3)
     torch.testing.assert_close(again, by_hand, rtol=0, atol=1e-3)
-    assert (each.sum((1, 2)) - by_hand).abs().min() > 1  # the mistake
+    assert (each.sum((1, 2)) - by_hand).abs().median() > 10  # the mistake
     (slope,) = torch.autograd.grad(again.sum(), v)
     assert not slope[:, 0][~batch.mask].any() and slope[:, 0][batch.mask].all()
 

@@ -306,10 +306,11 @@ def _executed(policy: QwenVLAPolicy, context: TorchContext, seed: int) -> np.nda
 # ---- terms beside the objective
 
 
-def adapted(seed: int = 0) -> QwenVLAPolicy:
-    """Adapters that have learned something."""
-    policy = add_adapters(noisy_policy() if seed else blind_policy(), LoraSection(rank=4), seed=0)
-    rng = torch.Generator().manual_seed(seed)
+def adapted(law: Law = LAW) -> QwenVLAPolicy:
+    """Adapters that have learned something, and a noise net where the law has one."""
+    policy = add_adapters(blind_policy(), LoraSection(rank=4), seed=0)
+    policy.noise_net = noisy_policy().noise_net if isinstance(law, FlowNoise) else None
+    rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
@@ -341,7 +342,7 @@ def parts_of(policy: QwenVLAPolicy, law: Law, objective: ObjectiveSection, **wei
     ],
 )
 def test_a_term_is_added_by_its_weight(objective: Any, law: Law, weights: dict[str, float], sign: int) -> None:
-    policy = adapted(isinstance(law, FlowNoise))
+    policy = adapted(law)
     plain, found = parts_of(policy, law, objective), parts_of(policy, law, objective, **weights)
     (name,) = found.keys() - plain.keys()
     assert found[name].abs() > 1e-4 and not found[name].requires_grad
@@ -383,7 +384,7 @@ def test_distances_are_to_the_policy_without_its_adapters() -> None:
 
 def test_entropy_is_of_the_noise_net() -> None:
     """log std + (1 + log 2 pi) / 2 a number; a fresh net has the geometric mean of its bounds."""
-    policy = adapted(1)
+    policy = adapted(FlowNoise())
     assert policy.noise_net is not None
     torch.nn.init.zeros_(policy.noise_net.out.weight)
     torch.nn.init.zeros_(policy.noise_net.out.bias)

@@ -1,8 +1,9 @@
 """Eyes that need no pictures: what a frozen backbone would tell, straight from the simulator's state.
 
-In every training of the comparison the backbone is frozen and the same, and it takes most of the time. Here three tokens
-of fixed random features (Rahimi and Recht 2007) of where the tool and the named block are take its place; a fourth token
-says which advice the prompt gives. What is compared - law, objective, critic, adapters of the decoder - is untouched.
+In every training of the comparison the backbone is frozen and the same, and it takes most of the time. Here three
+tokens of fixed random features (Rahimi and Recht 2007) of where the tool and the named block are take its place; a
+fourth token says which advice the prompt gives. What is compared - law, objective, critic, adapters of the decoder - is
+untouched.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ from rl_finetune.types import FloatArray
 SHIPPED = Path("checkpoints/qwen-vla-tiny")
 RECIPE: dict[str, Any] = {
     "width": 64, "depth": 2, "heads": 4, "head_dim": 16, "mlp": 128, "rope_fraction": 0.5, "demonstrations": 2000,
-    "noise": 0.05, "warp": 0.04, "waves": 15.0, "scatter": 0.01, "steps": 600, "batch": 128, "lr": 2e-3, "seed": 0, "eyes": "state",
+    "noise": 0.05, "warp": 0.04, "waves": 15.0, "scatter": 0.01, "steps": 600, "batch": 128, "lr": 2e-3,
+    "seed": 0, "eyes": "state",
 }  # fmt: skip
 RECIPE_FILE = "recipe.json"
 
@@ -79,8 +80,8 @@ def fresh(recipe: dict[str, Any]) -> QwenVLAPolicy:
 def displaced(actions: FloatArray, target: FloatArray, recipe: dict[str, Any]) -> FloatArray:
     """Demonstrations [M, H, c] of a teacher whose picture of the table is warped.
 
-    An aim misses by `warp` metres times waves over where the block is [M, 3], and by a `scatter` of its own; the same at
-    every step of a chunk, so that trying again does not help. What to correct depends on the place.
+    An aim misses by `warp` metres times waves over where the block is [M, 3], and by a `scatter` of its own; the same
+    at every step of a chunk, so that trying again does not help. What to correct depends on the place.
     """
     rng = np.random.default_rng((recipe["seed"], 1))
     waves, shift = recipe["waves"] * rng.standard_normal((3, 3)), rng.uniform(0, 2 * np.pi, 3)

@@ -54,6 +54,10 @@ def _product(name: str, own: str, values: tuple[Any, ...], noise: list[Settings]
     ]
 
 
+def _more(name: str, noise: Settings, own: str, value: float) -> Settings:
+    return {"objective.name": name, "optimizer.actor_lr": 1.5e-3, **noise, own: value}
+
+
 QUIET: Settings = {"exploration.noise_level": 0.5}
 LOUD: Settings = {"exploration.noise_level": 1.0}
 STILL: Settings = {"exploration.law": "ode"}
@@ -69,7 +73,9 @@ CANDIDATES: dict[str, list[Settings]] = {
     "fpo_plus": _product("fpo_plus", "objective.clip", (0.05, 0.2), [STILL, LOUD]),
     "recap": _product("recap", "objective.guidance", (1.0, 2.0), [STILL, LOUD]),
 }
-"""Eight for each objective."""
+"""Eight for each objective; ten for two of them, whose first range proved to end on the wrong side."""
+CANDIDATES["diffusion_nft"] += [_more("diffusion_nft", LOUD, "objective.beta", value) for value in (3.0, 10.0)]
+CANDIDATES["fpo_plus"] += [_more("fpo_plus", LOUD, "objective.clip", value) for value in (0.4, 0.8)]
 VARIANTS: dict[str, tuple[str, Settings]] = {
     "ppo, 2 updates old": ("ppo", STALE),
     "decoupled_ppo, 2 updates old": ("decoupled_ppo", STALE),
