@@ -73,7 +73,7 @@ def learning_curves(records: Iterable[RunRecord], level: float = 0.8) -> str:
     heights = _apart([end[1] for _, _, end in drawn], 17)
     for curve, (_, _, end), y in zip(curves, drawn, heights, strict=True):
         parts.append(
-            f'<path d="{_path([end, (labels - 5, y)])}" fill="none" stroke="{curve.colour}" stroke-opacity="0.45"/>'
+            f'<g opacity="0.6">{_rule(*end, labels - 5, y, curve.colour, curve.dash or "none")}</g>'
             + _text(labels, y + 4.5, curve.name, fill=curve.colour, weight=600)
         )
     width = labels + 12 + 8 * max((len(curve.name) for curve in curves), default=0)

@@ -71,8 +71,13 @@ class RunRecord:
         return self.study, self.name, self.seed, self.fingerprint
 
     def steps_to(self, level: float) -> int | None:
-        """Environment steps of the first point of the curve at or above `level`; None if there is none."""
-        return next((point.env_steps for point in self.curve if point.success >= level), None)
+        """Environment steps at which the curve first meets `level`, interpolated between points; None if never."""
+        before = None
+        for point in self.curve:
+            if point.success >= level:
+                return point.env_steps if before is None else round(_crossing(before, point, level))
+            before = point
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it: numbers that are not finite are None."""
@@ -113,6 +118,12 @@ class Candidate:
     """One a seed."""
     merit: float
     """What it is chosen by, mean over its runs."""
+
+
+def _crossing(one: CurvePoint, other: CurvePoint, level: float) -> float:
+    """Steps at which the straight line between two points meets `level`."""
+    share = (level - one.success) / (other.success - one.success)
+    return one.env_steps + share * (other.env_steps - one.env_steps)
 
 
 def append(path: Path, record: RunRecord) -> None:
@@ -162,11 +173,8 @@ def grid(records: Iterable[RunRecord]) -> Grid:
         if not match:
             raise ValueError(f"name in the grid: got {name!r}; expected 'k=2 a=1'")
         cells[match[1], match[2]] = runs
-    return Grid(
-        rows=tuple(sorted({k for k, _ in cells}, key=_place)),
-        columns=tuple(sorted({a for _, a in cells}, key=float)),
-        cells=cells,
-    )
+    rows, columns = sorted({k for k, _ in cells}, key=_place), sorted({a for _, a in cells}, key=float)
+    return Grid(tuple(rows), tuple(columns), cells)
 
 
 def candidates(records: Iterable[RunRecord], merit: Callable[[RunRecord], float]) -> dict[str, list[Candidate]]:

@@ -53,7 +53,7 @@ def objectives_table(records: Iterable[RunRecord], level: float = 0.8) -> str:
             f"| {_percent(min(_success(runs)))} | {100 * statistics.fmean(r.success - r.before for r in runs):+.1f} "
             f"| {_steps(runs, level)} | {statistics.median(r.seconds for r in runs):,.0f} | {_millimetres(runs)} |\n"
         )
-        for name, runs in sorted(by_name(records, "objectives").items(), key=lambda item: _rank(*item, level))
+        for name, runs in sorted(by_name(records, "objectives").items(), key=lambda item: _rank(item, level))
     ]
     return _head(
         "objective", "success [95 % over seeds]", "pooled [95 %]", "worst seed", "gain in points",
@@ -95,7 +95,7 @@ def laws_table(records: Iterable[RunRecord], baseline: str = "flow_sde") -> str:
     laws = by_name(records, "laws")
     every = [record for runs in laws.values() for record in runs]
     lines = []
-    for name, runs in sorted(laws.items(), key=lambda item: (item[0] != baseline, _rank(*item, 0.8))):
+    for name, runs in sorted(laws.items(), key=lambda item: (item[0] != baseline, _rank(item, 0.8))):
         speed = []
         for level in (0.8, 0.9):
             ratio = paired_steps_ratio(every, name, baseline, level) if name != baseline else None
@@ -159,7 +159,9 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
     return max(mean - half, 0.0), min(mean + half, 1.0)
 
 
-def _rank(name: str, runs: Sequence[RunRecord], level: float) -> tuple[float, float, str]:
+def _rank(item: tuple[str, list[RunRecord]], level: float) -> tuple[float, float, str]:
+    """Highest success first, then fewest steps, then by name."""
+    name, runs = item
     return -mean_success(runs), statistics.median(_reach(r, level) for r in runs), name
 
 

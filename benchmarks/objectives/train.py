@@ -35,8 +35,12 @@ from rl_finetune.policy.laws import law_of
 from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import FloatArray, ScoredTrajectory, SeedKeys, Trajectory
 
-FINAL, GLIMPSE, EVERY = 500, 128, 3
-"""Held-out episodes at the end, at each point of the curve, and rounds between points."""
+FINAL, GLIMPSE = 500, 128
+"""Held-out episodes at the end, and at each point of the curve."""
+EVERY = {"objectives": 3, "tuning": 3, "laws": 1, "grid": 1000}
+"""Rounds between points; the grid is judged by its end alone."""
+_before: dict[str, np.ndarray] = {}
+"""Successes of starting policies that this process has judged already."""
 VALUE_PARTS = ("value_head", "privileged_critic")
 
 
@@ -88,7 +92,9 @@ def train(job: TrainConfig, budget: int, *, study: str, name: str, settings: dic
         job, player, _adam(player, job), deque(maxlen=job.rollout.lag + 1), deque(maxlen=job.objective.replay)
     )
     judge = envs.make(job.env.name, GLIMPSE, **job.env.options)
-    before = success(run, judge, FINAL)
+    if job.policy.path not in _before or run.player.policy.guidance is not None:
+        _before[job.policy.path] = success(run, judge, FINAL)
+    before = _before[job.policy.path]
     curve = [CurvePoint(0, 0.0, float(before[:GLIMPSE].mean()))]
     number, steps, decisions, seconds, noise = 0, 0, 0, 0.0, []
     while steps < budget:
@@ -98,7 +104,7 @@ def train(job: TrainConfig, budget: int, *, study: str, name: str, settings: dic
         seconds += time.process_time() - began
         steps, decisions = steps + int(made.steps_executed.sum()), decisions + made.transitions
         noise.append(made.executed_std)
-        if number % EVERY == 0 or steps >= budget:
+        if number % EVERY[study] == 0 or steps >= budget:
             curve.append(CurvePoint(steps, seconds, float(success(run, judge, GLIMPSE).mean())))
     after = success(run, judge, FINAL)
     judge.close()
