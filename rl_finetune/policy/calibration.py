@@ -20,8 +20,9 @@ from rl_finetune.policy.sampler import Noise, draw_noise
 from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import FloatArray, SeedKeys
 
-ROUNDS = 4
-"""Measurements until levels have settled; contributions are almost linear in the level."""
+ROUNDS, DAMPING = 8, 0.7
+"""Measurements until levels have settled, and the power of the step taken after each: contributions grow a little
+faster than levels, so that whole steps would go too far."""
 START_LEVEL = 0.5
 
 
@@ -89,7 +90,9 @@ def calibrate(
     levels = (min(START_LEVEL, max_level),) * num_steps
     for _ in range(ROUNDS):
         reached = contributions(policy, seen, keys, body, FlowSDE(num_steps, levels=levels))
-        levels, odds = plan(reached / np.array(levels), executed_std, max_level)
+        wanted, odds = plan(reached / np.array(levels), executed_std, max_level)
+        moved = np.array(levels) * (np.array(wanted) / np.array(levels)) ** DAMPING
+        levels = tuple(float(a) for a in np.minimum(moved, max_level))
     reached = contributions(policy, seen, keys, body, FlowSDE(num_steps, levels=levels))
     overall = float(np.sqrt((np.array(odds) * reached**2).sum()))
     return Calibration(levels, odds, tuple(float(c) for c in reached), overall)
