@@ -59,9 +59,10 @@ def measured_with(player: Seated, job: TrainConfig) -> tuple[TrainConfig, Calibr
             max_level=law.max_level,
         )  # fmt: skip
     else:
-        reached = contributions(player.policy, seen, keys, player.body, FlowSDE(steps, law.noise_level))
+        levels = tuple(law.levels or [law.noise_level] * steps)
+        reached = contributions(player.policy, seen, keys, player.body, FlowSDE(steps, levels=levels))
         odds = reached / reached.sum()
         overall = float(np.sqrt((odds * reached**2).sum()))
-        found = Calibration((law.noise_level,) * steps, tuple(odds.tolist()), tuple(reached.tolist()), overall)
+        found = Calibration(levels, tuple(odds.tolist()), tuple(reached.tolist()), overall)
     settled = law.model_copy(update={"levels": list(found.levels), "odds": list(found.odds)})
     return job.model_copy(update={"exploration": settled}), found

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -44,9 +44,9 @@ class Recipe:
     """Its function, from `OBJECTIVES`."""
     law: Law
     """The sampler's law; scorer and sampler share its grid."""
-    critic: CriticSection = CriticSection()
+    critic: CriticSection = field(default_factory=CriticSection)
     """Value loss, where the policy has a critic."""
-    regularisers: RegularisersSection = RegularisersSection()
+    regularisers: RegularisersSection = field(default_factory=RegularisersSection)
     """Further terms."""
 
 

@@ -70,7 +70,7 @@ def wrong_arm(places: Tensor, rng: torch.Generator) -> Tensor:
 
 
 def beside(places: Tensor, rng: torch.Generator) -> Tensor:
-    return places + 0.4 + 0.2 * torch.randn(len(places), generator=rng)
+    return places + 0.5 + 0.2 * torch.randn(len(places), generator=rng)
 
 
 TASKS = {
