@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -324,3 +325,12 @@ def test_each_objective_has_one_variant_of_a_setting() -> None:
     for name in OBJECTIVES:
         settings = [s.name for s in walk(TrainConfig) if not s.only or name in s.only]
         assert len(settings) == len(set(settings))
+
+
+def test_every_training_of_the_readme_is_possible() -> None:
+    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    trainings = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("rl-finetune train ")]
+    settings = [[word for word in words if "=" in word] for words in trainings if "--resume" not in words]
+    assert len(settings) > 7
+    names = {load(TrainConfig, "train", overrides).objective.name for overrides in settings}
+    assert {"ppo", "grpo", "fpo", "recap", "decoupled_ppo"} <= names
