@@ -506,6 +506,9 @@ def test_ratio_is_one_at_first(name: str, law: Law) -> None:
     recipe, data, policy = one_pass(name, law)
     report = run_update(policy, data, recipe, optimise=lambda loss: None, seed=0, version=0)
     assert report.first_ratio_error < 1e-4 and report.diagnostics["ratio_error"] < 1e-4
+    if name == "decoupled_ppo":  # its ratio is to the start of the update, its weight to what acted
+        assert report.diagnostics["stale_weight"] == pytest.approx(1, abs=1e-4)
+        assert report.diagnostics["effective_samples"] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - set(RATIOS)))
