@@ -190,4 +190,5 @@ def _trajectory(
         contribution=exploration[1],
         policy_version=policy_version,
         keys=keys,
+        embodiment=decisions[0].observation.embodiment,
     )

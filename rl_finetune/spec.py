@@ -16,7 +16,8 @@ class ActionConvention:
     horizon: int
     """Steps of one open-loop chunk."""
     control: str
-    """`delta_ee` (displacement from the first frame of the chunk) or `joint` (absolute joint positions)."""
+    """`delta_ee`: displacement from the first frame of the chunk. `joint`: absolute joint positions. `waypoint`: places
+    (dx, dy, dtheta) in the base's frame at the first frame of the chunk. `trace`: points (u, v) in the first view."""
     rotation: str
     """`axis_angle`, or `none`."""
     gripper: str
@@ -32,7 +33,7 @@ class EmbodimentSpec:
     tag: str
     """Robot tag of the prompt, for example `widowx`."""
     arms: str
-    """`single arm` or `dual arms`."""
+    """`single arm`, `dual arms`, or empty for a body without any."""
     views: tuple[str, ...]
     """Camera tags in the order in which the policy sees them."""
     action: ActionConvention

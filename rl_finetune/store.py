@@ -85,7 +85,7 @@ def _pack(t: Trajectory) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         value = getattr(t, f.name)
         if isinstance(value, np.ndarray):
             arrays[f.name] = value
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float | str):
             plain[f.name] = value
     return arrays, plain
 

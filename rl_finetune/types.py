@@ -8,7 +8,7 @@ h x w pixels, L context tokens, D context width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +122,24 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """A world that broke down: it raised, hung or left the finite numbers. Its episode counts for nothing."""
+
+    row: int
+    """Its place among the N environments of the outcome."""
+    world: str
+    """Registered name of the environment."""
+    seed: int
+    """Seed of the run; with `env` and `episode` it names the episode, so that it can be played again."""
+    env: int
+    """Global number of the environment."""
+    episode: int
+    """Number of the episode that broke."""
+    cause: str
+    """What happened, in words."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkOutcome:
     """What came of one open-loop chunk. A finished environment has already begun its next episode."""
 
@@ -143,6 +161,19 @@ class ChunkOutcome:
     """Their last observation, M rows; None when M = 0."""
     reward_terms: Mapping[str, FloatArray]
     """Name -> [N, H]; they sum to `reward`."""
+    measures: Mapping[str, FloatArray] = field(default_factory=dict)
+    """Name -> [N] what else the task reports of an episode that ended in this chunk (SPL, final displacement error);
+    NaN where none ended."""
+    failures: tuple[Failure, ...] = ()
+    """Worlds that broke down in this chunk. Their rows are truncated without success or reward, and the next episode
+    has begun."""
+
+    @property
+    def failed(self) -> BoolArray:
+        """[N] whether the world broke down in this chunk."""
+        broken = np.zeros(len(self.success), bool)
+        broken[[failure.row for failure in self.failures]] = True
+        return broken
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +221,8 @@ class Trajectory:
     """Version of the weights that acted; one for the whole trajectory."""
     keys: SeedKeys
     """Episodes at the first chunk."""
+    embodiment: str
+    """Robot tag of all N environments."""
 
     @property
     def transitions(self) -> int:

@@ -134,6 +134,7 @@ def trajectory(
         contribution=np.zeros(4, np.float32),
         policy_version=0,
         keys=everyone.rows(slice(0, n)),
+        embodiment=WIDOWX.tag,
     )
     return Trajectory(**(fields | changes))  # type: ignore[arg-type]
 

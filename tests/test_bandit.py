@@ -196,7 +196,7 @@ def play(policy: QwenVLAPolicy, task: Task, keys: SeedKeys, law: Law) -> Traject
         reward=reward, steps_executed=np.full((1, n), HORIZON), terminated=np.ones((1, n), bool),
         truncated=np.zeros((1, n), bool), success=won, value=value, next_value=np.zeros((1, n), np.float32),
         privileged=None, advised=(given.good.numpy(), given.bad.numpy()) if isinstance(given, Advised) else None,
-        executed_std=0.0, contribution=np.zeros(4, np.float32), policy_version=0, keys=keys,
+        executed_std=0.0, contribution=np.zeros(4, np.float32), policy_version=0, keys=keys, embodiment=BODY.tag,
     )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
         recent.append(credit([play(published[0], task, keys, law)], objective))
         scored = [part for parts in recent for part in parts]
         run_update(policy, scored, recipe, optimise=optimise, seed=seed, version=number)
-        if number % 3 == 2 and success(policy, task, 256, seed + 1000) > SOLVED + 0.07:
+        if number % 3 == 2 and success(policy, task, 256, seed + 1000) > SOLVED + 0.1:
             return number + 1
     return ROUNDS
 

@@ -17,7 +17,7 @@ from rl_finetune.policy.normalisation import Quantiles
 SMALL = (
     "train", "--config", "smoke", "run.iterations=4", "run.checkpoint_every=2", "env.num_envs=8", "rollout.chunks=2",
     "objective.minibatch=16", "objective.epochs=1", "evaluation.episodes=8", "evaluation.clips=0",
-    "env.options.tolerance=0.044",
+    "env.options.tolerance=0.044", "rollout.num_actors=1", "learner.num_learners=1",
 )  # fmt: skip
 RECAP = ("objective.name=recap", "objective.replay=3", "objective.warmup=2")
 

@@ -7,12 +7,24 @@ from rl_finetune.spec import EmbodimentSpec
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 
 
+OUTPUTS = {
+    "delta_ee": "control actions",
+    "joint": "control actions",
+    "waypoint": "waypoints (dx, dy, dtheta)",
+    "trace": "points (u, v)",
+}
+"""What the policy is asked for, by control convention; navigation names convention and horizon as the paper does."""
+
+
 def body_sentence(body: EmbodimentSpec, instruction: str) -> str:
     """The embodiment and task as the paper words them."""
-    parts = body.arms + (", waist" if body.waist else "") + (", and mobile base" if body.mobile_base else "")
+    parts = body.arms + (", waist" if body.waist else "")
+    if body.mobile_base:
+        parts += ", and mobile base" if parts else "mobile base"
+    equipped = f" with {parts}" if parts else ""
     return (
-        f"The robot is {body.tag} with {parts}. The control frequency is {body.action.rate:g} Hz. Please predict the "
-        f"next {body.action.horizon} control actions to execute the following task: {instruction}."
+        f"The robot is {body.tag}{equipped}. The control frequency is {body.action.rate:g} Hz. Please predict the next "
+        f"{body.action.horizon} {OUTPUTS[body.action.control]} to execute the following task: {instruction}."
     )
 
 
