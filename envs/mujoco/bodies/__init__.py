@@ -1,0 +1,1 @@
+"""Robots: own MJCF of primitive shapes after published kinematics, and what their actions mean."""
