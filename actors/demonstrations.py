@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs import VectorEnv
-from envs.mujoco.expert import expert_chunk
+from envs.expert import expert_chunk
 from rl_finetune.types import FloatArray, Observation, SeedKeys, concatenate
 
 
@@ -47,8 +47,8 @@ def collect(
     observations: list[Observation] = []
     for round_ in range(-(-chunks // env.num_envs)):
         observations.append(seen)
-        labels.append(expert_chunk(seen, env.spec).actions)
-        seen = env.step_chunk(expert_chunk(seen, env.spec, keys=keys, chunk=round_, noise=noise)).observation
+        labels.append(expert_chunk(env, seen).actions)
+        seen = env.step_chunk(expert_chunk(env, seen, keys=keys, chunk=round_, noise=noise)).observation
         if progress is not None:
             progress(min(chunks, (round_ + 1) * env.num_envs))
     merged = concatenate(observations).rows(np.arange(chunks))

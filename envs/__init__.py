@@ -8,7 +8,8 @@ from difflib import get_close_matches
 from typing import Any
 
 from envs.base import VectorEnv
-from envs.mujoco import load_mujoco, reach
+from envs.mujoco import catalogue
+from envs.mujoco.build import build
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 
@@ -27,15 +28,16 @@ class Entry:
     """Number of environments, options -> the environment, in this process."""
 
 
-def _reach(num_envs: int, options: reach.ReachOptions) -> VectorEnv:
-    load_mujoco()
-    from envs.mujoco.world import ReachWorld
+def _simulated(world: catalogue.World) -> Entry:
+    return Entry(
+        options=world.options,
+        describe=lambda chosen: world.task(chosen).spec,
+        build=lambda num_envs, chosen: build(world.task(chosen), num_envs, chosen),
+    )
 
-    return ReachWorld(num_envs, options)
 
-
-REGISTRY: dict[str, Entry] = {reach.NAME: Entry(reach.ReachOptions, reach.spec, _reach)}
-"""Name -> entry. Adding an environment is one line here."""
+REGISTRY: dict[str, Entry] = {name: _simulated(world) for name, world in catalogue.WORLDS.items()}
+"""Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
 def make(name: str, num_envs: int, *, workers: int = 0, **options: Any) -> VectorEnv:

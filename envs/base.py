@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, ImageArray, Observation, SeedKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """What an expert is made to do wrong, so that demonstrations show how to recover."""
+
+    offset: NDArray[np.float64]
+    """[N, 3] metres by which the point that it aims at is moved."""
+    pace: NDArray[np.float64]
+    """[N] share of its speed, up to 1."""
 
 
 class VectorEnv(ABC):
@@ -19,6 +31,9 @@ class VectorEnv(ABC):
 
     spec: EnvSpec
     num_envs: int
+    keyed: bool = True
+    """Whether an episode follows from its key and its actions alone. False where a simulator restarts by itself and
+    cannot be told how: then keys only number the episodes."""
     filming: bool = False
     """Whether to keep a picture of every executed step of the next chunks, for environments that can."""
     filmed: Sequence[ImageArray] = ()
@@ -48,6 +63,17 @@ class VectorEnv(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release renderer and processes. Calling it twice does no harm."""
+
+    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> NDArray[np.float64]:
+        """A scripted expert's chunk [N, H, c] in the convention's units, from privileged state [N, S] alone.
+
+        Raises:
+            UserError: this environment has none.
+        """
+        raise UserError(
+            f"{self.spec.name!r} has no scripted expert", got="a call for demonstrations",
+            expected="an environment that overrides `expert`", do="write one, or train from another environment",
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         return self

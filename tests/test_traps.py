@@ -31,7 +31,7 @@ from torch import Tensor
 import envs
 from actors.evaluator import EpisodeResults
 from envs.mujoco.physics import Motion
-from envs.mujoco.world import ReachWorld
+from envs.mujoco.reach_world import ReachWorld
 from learners.advantages import chunk_reward, gae, score
 from learners.batch import flatten
 from learners.objectives import OBJECTIVES

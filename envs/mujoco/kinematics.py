@@ -94,3 +94,14 @@ def multiply(left: Float64, right: Float64) -> Float64:
         ],
         -1,
     )
+
+
+def matrix_from_quaternion(quaternion: Float64) -> Float64:
+    """Rotation matrices [..., 3, 3] of unit quaternions [..., 4]; their columns are the turned axes."""
+    w, x, y, z = np.moveaxis(quaternion, -1, 0)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return np.stack([np.stack(row, -1) for row in rows], -2)

@@ -13,6 +13,7 @@ from envs.mujoco import cannot_draw
 from rl_finetune.types import FloatArray, ImageArray
 
 OFF = (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION, mujoco.mjtRndFlag.mjRND_SKYBOX)
+MOST_SHAPES = 400
 
 
 def economise(model: mujoco.MjModel, size: int) -> None:
@@ -26,22 +27,21 @@ def economise(model: mujoco.MjModel, size: int) -> None:
     screen.offwidth = screen.offheight = size
 
 
-class CameraRenderer:
-    """Draws square pictures of one model from one fixed camera."""
+class Renderer:
+    """Draws square pictures of one model from its cameras."""
 
-    def __init__(self, model: mujoco.MjModel, camera: str, size: int) -> None:
+    def __init__(self, model: mujoco.MjModel, size: int) -> None:
         """Open the offscreen context.
 
         Args:
             model: what to draw; its visual settings are changed by `economise`.
-            camera: name of a fixed camera.
             size: side of the picture in pixels.
 
         Raises:
             UserError: no offscreen OpenGL on this machine.
         """
         economise(model, size)
-        self._model = model
+        self._model, self.size = model, size
         try:
             self._screen = _open_screen(size)
             self._screen.make_current()
@@ -51,15 +51,17 @@ class CameraRenderer:
         self._release = weakref.finalize(self, _release, self._screen, self._context)
         self._release.atexit = False  # type: ignore[misc]  # EGL has closed its display by then
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
-        self._scene = mujoco.MjvScene(model, maxgeom=100)
+        self._scene = mujoco.MjvScene(model, maxgeom=MOST_SHAPES)
         self._scene.flags[[int(flag) for flag in OFF]] = False
         self._view, self._option = mujoco.MjvCamera(), mujoco.MjvOption()
-        self._view.type, self._view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, model.camera(camera).id
+        self._view.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._cameras = {model.camera(number).name: number for number in range(model.ncam)}
         self._frame = mujoco.MjrRect(0, 0, size, size)
         self._upside_down = np.empty((size, size, 3), np.uint8)
 
-    def draw(self, data: mujoco.MjData, out: ImageArray) -> None:
-        """Draw `data` into `out` [h, w, 3]; positions of bodies must be up to date but nothing else."""
+    def draw(self, data: mujoco.MjData, camera: str, out: ImageArray) -> None:
+        """Draw what `camera` sees into `out` [h, w, 3]; positions of bodies must be up to date but nothing else."""
+        self._view.fixedcamid = self._cameras[camera]
         mujoco.mj_camlight(self._model, data)
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, everything, self._scene)

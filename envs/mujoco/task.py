@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.base import Disturbance
 from rl_finetune.spec import EnvSpec
-from rl_finetune.types import ActionChunk, BoolArray, FloatArray, IntArray, Observation
+from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 Float64 = NDArray[np.float64]
 
@@ -68,7 +69,7 @@ class Now:
 
     def rows(self, index: IntArray) -> Now:
         """Some of the worlds."""
-        return Now(*(getattr(self, name)[index] for name in Now.__slots__))
+        return Now(*(getattr(self, each.name)[index] for each in fields(Now)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,8 @@ class Task(ABC):
     """Cameras in the order of the embodiment's views."""
     memory: int = 0
     """M, numbers that the judge remembers."""
+    measured: tuple[str, ...] = ()
+    """Names that `measures` gives."""
 
     @abstractmethod
     def mjcf(self) -> str:
@@ -144,7 +147,7 @@ class Task(ABC):
         """What the actions [N, H, c], counted from the states `now`, make the actuators do."""
 
     @abstractmethod
-    def judge(self, now: Now, readings: Float64, states: Float64 | None = None) -> Judged:
+    def judge(self, now: Now, readings: Float64) -> Judged:
         """Judge the readings [N, H, R] after each control step of a chunk that began at `now`."""
 
     @abstractmethod
@@ -152,14 +155,8 @@ class Task(ABC):
         """Privileged state [N, S], in the order of `spec.privileged`."""
 
     @abstractmethod
-    def expert(self, privileged: FloatArray, noise: Float64 | None = None) -> Float64:
-        """A scripted expert's chunk [N, H, c] from privileged state [N, S] alone.
-
-        Args:
-            privileged: as `describe` gives it.
-            noise: [N, 4] standard normal numbers that disturb where it aims (three, scaled by the caller, metres) and how
-                fast it goes (the fourth, any scale); None is undisturbed.
-        """
+    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
+        """A scripted expert's chunk [N, H, c] from privileged state [N, S] alone; see `VectorEnv.expert`."""
 
     def things(self, now: Now) -> Things | None:
         """Labels of the grounding loss; None where there are none."""
@@ -168,6 +165,13 @@ class Task(ABC):
     def measures(self, now: Now, success: BoolArray) -> Mapping[str, FloatArray]:
         """Name -> [N] further numbers of episodes that end in the states `now` (path length, displacement error)."""
         return {}
+
+    def seen_at(self, now: Now, points: Float64) -> Float64:
+        """Where points [N, P, 3] (metres) appear in the first view: [N, P, 2] (u right, v down), 0..1 across the picture.
+
+        Only for tasks with `things`.
+        """
+        raise NotImplementedError
 
     def drawn(self, now: Now) -> Float64:
         """Mocap bodies [N, B, 7] as they are drawn; they may follow the robot (a shadow below the tool)."""
@@ -184,9 +188,3 @@ class Path:
     """[N, H, hands] gripper, +1 open, -1 closed."""
     yaw: Float64 | None = field(default=None)
     """[N, H, hands] rotation about the vertical in radians; None is zero."""
-
-
-__all__ = [
-    "ActionChunk", "BoolArray", "Drive", "EpisodeKey", "Float64", "FloatArray", "IntArray", "Judged", "Now",
-    "Observation", "Path", "Start", "Task", "Things", "View",
-]  # fmt: skip

@@ -1,21 +1,19 @@
-"""`widowx_reach`: many reach episodes side by side in one process."""
+"""One vector environment for every task and every engine: chunks in, outcomes out, episodes that follow one another."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
-import mujoco
 import numpy as np
 
-from envs.base import VectorEnv, check_keys, used_actions
-from envs.mujoco.physics import STATE, Motion, Physics
-from envs.mujoco.reach import COLOURS, HORIZON, TIME_LIMIT, ReachOptions, Scene, draw_scene, spec
-from envs.mujoco.rendering import CameraRenderer, project
-from envs.mujoco.table import CAMERA
+from envs.base import Disturbance, VectorEnv, check_keys, used_actions
+from envs.mujoco.engine import Engine, Motion
+from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Start, Task
 from rl_finetune.types import (
     ActionChunk,
     BoolArray,
     ChunkOutcome,
+    Failure,
     FloatArray,
     Grounding,
     ImageArray,
@@ -25,30 +23,24 @@ from rl_finetune.types import (
 )
 
 
-class ReachWorld(VectorEnv):
-    """N arms, each asked to bring its gripper to the block of one colour."""
+class World(VectorEnv):
+    """N worlds of one task."""
 
-    def __init__(self, num_envs: int, options: ReachOptions) -> None:
-        """Build model and renderer.
-
-        Raises:
-            UserError: this machine cannot draw offscreen.
-        """
-        self.spec, self.num_envs, self.options = spec(options), num_envs, options
-        self._physics = Physics()
-        self._renderer = CameraRenderer(self._physics.model, CAMERA, options.image_size)
-        self._worlds = self._physics.empty(num_envs)
-        self._steps = np.zeros(num_envs, np.int64)
-        self._scenes: list[Scene] = []
+    def __init__(self, task: Task, engine: Engine, num_envs: int) -> None:
+        """Take over the engine, which must hold `num_envs` worlds of the same task; `close` releases it."""
+        self.spec, self.num_envs, self.task = task.spec, num_envs, task
+        self._engine = engine
         self._keys: SeedKeys | None = None
+        self._starts: list[Start] = []
+        self._now: Now
 
     def reset(self, keys: SeedKeys) -> Observation:
         """See `VectorEnv.reset`."""
         check_keys(keys, self.num_envs)
         self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
-        self._scenes = [self._draw(env) for env in range(self.num_envs)]
         everyone = np.arange(self.num_envs)
-        self._begin(everyone)
+        self._starts = [self._begun(env) for env in everyone]
+        self._now = self._first(everyone)
         return self._observe(everyone)
 
     def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
@@ -56,118 +48,148 @@ class ReachWorld(VectorEnv):
         if self._keys is None:
             raise RuntimeError("step_chunk before reset: call reset(keys) first")
         actions = used_actions(chunk, self.spec, self.num_envs).astype(np.float64)
-        motion = self._physics.advance(self._worlds, actions)
-        executed, reached, success = self._judge(motion)
+        drive = self.task.drive(self._now, actions)
+        motion = self._engine.advance(drive.controls)
+        judged = self.task.judge(self._now, _sane(motion))
+        executed, ended, success = self._ends(judged, motion.broken)
         if self.filming:
-            self.filmed = self._film(motion, executed)
-        self._keep(motion, executed)
-        truncated = ~reached & (self._steps >= TIME_LIMIT)
-        over = np.flatnonzero(reached | truncated)
+            self.filmed = self._film(motion, drive.controls, executed)
+        self._keep(motion, drive.controls, drive.aim, judged, executed)
+        truncated = ~ended & (self._now.steps >= self.spec.time_limit) | motion.broken
+        over = np.flatnonzero(ended | truncated)
+        measures = self._measures(over, success)
+        broken = np.flatnonzero(motion.broken)
+        failures = tuple(self._failure(row) for row in broken)
+        if failures:
+            self._rewind(broken)
         final = self._observe(over) if len(over) else None
         self._restart(over)
-        reward = _at_last_step(success, executed)
+        reward = at_last_step(success, executed, actions.shape[1])
         return ChunkOutcome(
             reward=reward,
             steps_executed=executed,
-            terminated=reached,
+            terminated=ended,
             truncated=truncated,
             success=success,
             observation=self._observe(np.arange(self.num_envs)),
             final_index=over,
             final_observation=final,
             reward_terms={"success": reward.copy()},
+            measures=measures,
+            failures=failures,
         )
+
+    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
+        """See `VectorEnv.expert`."""
+        return self.task.expert(privileged, disturbed)
 
     def close(self) -> None:
         """See `VectorEnv.close`."""
-        self._renderer.close()
-        self._physics.close()
+        self._engine.close()
 
-    def _judge(self, motion: Motion) -> tuple[IntArray, BoolArray, BoolArray]:
-        """Steps executed [N], whether any block was reached [N], and whether it was the right one [N]."""
-        tops = np.stack([scene.tops for scene in self._scenes])[:, None]
-        present = np.stack([scene.present for scene in self._scenes])[:, None]
-        distance = np.sqrt(((motion.tools[:, :, None] - tops) ** 2).sum(-1))
-        touched = present & (distance <= self.options.tolerance)
-        left = np.minimum(TIME_LIMIT - self._steps, HORIZON)
-        any_block = touched.any(-1) & (np.arange(HORIZON) < left[:, None])
-        reached = any_block.any(-1)
-        executed = np.where(reached, any_block.argmax(-1) + 1, left)
+    def _ends(self, judged: Judged, broken: BoolArray) -> tuple[IntArray, BoolArray, BoolArray]:
+        """Steps executed [N], whether the task ended the episode [N], and whether it succeeded [N]."""
+        horizon = judged.success.shape[1]
+        left = np.minimum(self.spec.time_limit - self._now.steps, horizon)
+        decided = (judged.success | judged.failure) & (np.arange(horizon) < left[:, None]) & ~broken[:, None]
+        ended = decided.any(-1)
+        executed = np.where(ended, decided.argmax(-1) + 1, left)
         rows = np.arange(self.num_envs)
-        target = np.array([scene.target for scene in self._scenes])
-        return executed, reached, reached & touched[rows, executed - 1, target]
+        return executed, ended, ended & judged.success[rows, executed - 1]
 
-    def _keep(self, motion: Motion, executed: IntArray) -> None:
-        """Make the state after each environment's last executed step the current one."""
-        rows, last, worlds = np.arange(self.num_envs), executed - 1, self._worlds
-        worlds.state, worlds.aim = motion.states[rows, last], motion.aims[rows, last]
-        worlds.tool, worlds.turn = motion.tools[rows, last], motion.turns[rows, last]
-        self._steps = self._steps + executed
+    def _keep(
+        self, motion: Motion, controls: np.ndarray, aim: np.ndarray, judged: Judged, executed: IntArray
+    ) -> None:
+        """Make the state after each world's last executed step the present one."""
+        rows, last, now = np.arange(self.num_envs), executed - 1, self._now
+        self._engine.keep(executed)
+        now.readings, now.aim = motion.readings[rows, last], aim[rows, last]
+        now.mocap = self._mocap(controls[rows, executed * self.task.substeps - 1])
+        now.memory, now.steps = judged.memory[rows, last], now.steps + executed
 
-    def _film(self, motion: Motion, executed: IntArray) -> list[ImageArray]:
-        """Pictures [F, h, w, 3] of every executed step of each environment."""
-        rows, worlds = np.arange(self.num_envs), self._worlds
-        last, films = worlds.state, []
-        for step in range(HORIZON):
-            worlds.state = motion.states[:, step]
-            worlds.tool = motion.tools[:, step]
-            films.append(self._draw_pictures(rows))
-        worlds.state = last
+    def _mocap(self, controls: np.ndarray) -> np.ndarray:
+        """Mocap poses [n, B, 7] in rows of controls [n, nu + 7 B]."""
+        n, bodies = len(controls), self._now.mocap.shape[1]
+        tail = controls[:, controls.shape[1] - 7 * bodies :]
+        places, turns = np.split(tail, [3 * bodies], axis=1)
+        return np.concatenate([places.reshape(n, bodies, 3), turns.reshape(n, bodies, 4)], -1)
+
+    def _film(self, motion: Motion, controls: np.ndarray, executed: IntArray) -> list[ImageArray]:
+        """Pictures [F, h, w, 3] of every executed step of each world, from the first view."""
+        rows, view, films = np.arange(self.num_envs), self.task.views[0].tag, []
+        for step in range(motion.readings.shape[1]):
+            mocap = self._mocap(controls[:, (step + 1) * self.task.substeps - 1])
+            then = replace(self._now, readings=motion.readings[:, step], mocap=mocap)
+            films.append(self._engine.draw(rows, self.task.drawn(then), step)[view])
         return [np.stack([film[env] for film in films[: executed[env]]]) for env in rows]
+
+    def _measures(self, over: IntArray, success: BoolArray) -> dict[str, FloatArray]:
+        """Name -> [N], NaN where no episode ended."""
+        found = self.task.measures(self._now.rows(over), success[over]) if len(over) else {}
+        measures = {name: np.full(self.num_envs, np.nan, np.float32) for name in self.task.measured}
+        for name, values in found.items():
+            measures[name][over] = values
+        return measures
+
+    def _failure(self, row: int) -> Failure:
+        assert self._keys is not None
+        env, episode = int(self._keys.env[row]), int(self._keys.episode[row])
+        cause = "the simulation left the finite numbers"
+        return Failure(int(row), self.spec.name, self._keys.seed, env, episode, cause)
+
+    def _rewind(self, rows: IntArray) -> None:
+        """Put broken worlds back to the beginning of their episodes: a last observation must be one of a whole world."""
+        self._put(rows, self._first(rows))
 
     def _restart(self, over: IntArray) -> None:
         assert self._keys is not None
         self._keys.episode[over] += 1
         for env in over:
-            self._scenes[env] = self._draw(env)
-        self._begin(over)
+            self._starts[env] = self._begun(env)
+        if len(over):
+            self._put(over, self._first(over))
 
-    def _draw(self, env: int) -> Scene:
+    def _begun(self, env: int) -> Start:
         assert self._keys is not None
-        return draw_scene(self._keys.seed, int(self._keys.scene[env]), int(self._keys.episode[env]))
+        return self.task.begin(EpisodeKey(self._keys.seed, int(self._keys.scene[env]), int(self._keys.episode[env])))
 
-    def _begin(self, rows: IntArray) -> None:
-        for env in rows:
-            self._physics.place(self._worlds, env, self._scenes[env])
-        self._steps[rows] = 0
+    def _first(self, rows: IntArray) -> Now:
+        """The worlds `rows` placed at the beginnings of their episodes."""
+        starts = [self._starts[env] for env in rows]
+        self._engine.place(rows, starts)
+        mocap, aim, facts = (np.stack([getattr(start, name) for start in starts]) for name in ("mocap", "aim", "facts"))
+        memory, steps = np.zeros((len(rows), self.task.memory)), np.zeros(len(rows), np.int64)
+        return Now(self._engine.readings(rows), mocap, aim, facts, memory, steps)
+
+    def _put(self, rows: IntArray, now: Now) -> None:
+        for field in fields(Now):
+            getattr(self._now, field.name)[rows] = getattr(now, field.name)
 
     def _observe(self, rows: IntArray) -> Observation:
-        scenes = [self._scenes[env] for env in rows]
-        tops = np.stack([scene.tops for scene in scenes])
-        present = np.stack([scene.present for scene in scenes])
-        target = np.array([scene.target for scene in scenes])
-        tool = self._worlds.tool[rows]
+        now = self._now.rows(rows)
         return Observation(
-            images={CAMERA: self._draw_pictures(rows)},
-            instruction=tuple(scene.instruction for scene in scenes),
+            images=self._engine.draw(rows, self.task.drawn(now)),
+            instruction=tuple(self._starts[env].instruction for env in rows),
             embodiment=self.spec.embodiment.tag,
-            privileged=_privileged(tool, tops, present, target),
-            grounding=self._ground(tool, tops, present, target),
+            privileged=self.task.describe(now),
+            grounding=self._ground(now),
         )
 
-    def _draw_pictures(self, rows: IntArray) -> ImageArray:
-        size, model, data, worlds = self.options.image_size, self._physics.model, self._physics.data, self._worlds
-        pictures = np.empty((len(rows), size, size, 3), np.uint8)
-        for picture, env in zip(pictures, rows, strict=True):
-            mujoco.mj_setState(model, data, worlds.state[env], STATE)
-            data.mocap_pos[:4], data.mocap_quat[:4] = worlds.block_pos[env], worlds.block_quat[env]
-            data.mocap_pos[-1] = [*worlds.tool[env, :2], 0.001]
-            mujoco.mj_kinematics(model, data)
-            self._renderer.draw(data, picture)
-        return pictures
-
-    def _ground(self, tool: np.ndarray, tops: np.ndarray, present: BoolArray, target: IntArray) -> Grounding:
-        points = project(self._physics.model, CAMERA, np.concatenate([tops, tool[:, None]], 1))
-        there = np.concatenate([present, np.ones((len(tool), 1), bool)], 1)
-        return Grounding((*COLOURS, "tool"), np.where(there[..., None], points, np.float32(0)), there, target)
+    def _ground(self, now: Now) -> Grounding | None:
+        things = self.task.things(now)
+        if things is None:
+            return None
+        points = np.where(things.present[..., None], self.task.seen_at(now, things.points), 0.0).astype(np.float32)
+        return Grounding(things.names, points, things.present, things.target)
 
 
-def _privileged(tool: np.ndarray, tops: np.ndarray, present: BoolArray, target: IntArray) -> FloatArray:
-    blocks = np.concatenate([tops, present[..., None]], -1).reshape(len(tool), -1)
-    return np.concatenate([tool, tops[np.arange(len(tool)), target], blocks], -1).astype(np.float32)
-
-
-def _at_last_step(success: BoolArray, executed: IntArray) -> FloatArray:
+def at_last_step(success: BoolArray, executed: IntArray, horizon: int) -> FloatArray:
     """Reward [N, H]: one at the step that succeeded."""
-    reward: FloatArray = (success[:, None] & (np.arange(HORIZON) == executed[:, None] - 1)).astype(np.float32)
+    reward: FloatArray = (success[:, None] & (np.arange(horizon) == executed[:, None] - 1)).astype(np.float32)
     return reward
+
+
+def _sane(motion: Motion) -> np.ndarray:
+    """Readings for the judge, zero where the world is broken: a NaN must not reach arithmetic that others share."""
+    readings: np.ndarray = np.where(motion.broken[:, None, None], 0.0, motion.readings)
+    return readings

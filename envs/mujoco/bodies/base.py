@@ -43,12 +43,21 @@ class Body(ABC):
     actuators: int
     """nu."""
     readings: int
-    """Leading sensors: for each hand tool position (3), tool quaternion (4) and gripper opening (1, -1..1); then the
-    joint positions that `command` and `drive` need, if any."""
+    """Leading sensors: for each hand tool position (3), tool quaternion (4) and position of one finger's joint (1); then
+    the joint positions that `command` and `drive` need, if any; then the pose of the body's own first camera, if any."""
     aims: int
     """A, width of the controller's memory."""
-    views: tuple[View, ...]
-    """Cameras on the body come with its fragments; the scene adds those that stand beside it."""
+    boxes: Float64
+    """[hands, 3, 2] metres: where each tool works; together they cover the table's workspace."""
+    timestep: float
+    """Seconds of one physics step, as coarse as the body stays accurate with."""
+    joints: tuple[str, ...] = ()
+    """Names of the joint readings (after the hands' eight each) that `command` and `drive` need."""
+    cameras: tuple[View, ...] = ()
+    """Cameras that the fragments bring. Where the first view of the embodiment is among them, the last seven readings are
+    the `framepos` and `framequat` of that camera, and `eye_fovy` its field of view."""
+    eye_fovy: float = 0.0
+    """Degrees; of the body's own first view."""
 
     @abstractmethod
     def fragments(self) -> Fragments:

@@ -1,0 +1,55 @@
+"""What a user may choose about a simulated world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from rl_finetune.errors import UserError
+
+IMAGE_SIZES = (64, 96, 128, 224)
+FINEST = 0.005
+"""Smallest tolerance in metres: fingertips end 3 mm beyond the tool centre point."""
+COARSEST = 0.045
+"""Largest: neighbouring blocks stay apart."""
+Engines = Literal["mujoco", "mujoco_warp"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorldOptions:
+    """Common to all worlds that MuJoCo simulates."""
+
+    image_size: int = 64
+    """Side of the pictures in pixels: 64, 96, 128 or 224."""
+    backend: Engines = "mujoco"
+    """`mujoco` simulates on the CPU, `mujoco_warp` thousands of worlds on a GPU (extra `warp`)."""
+
+    def __post_init__(self) -> None:
+        one_of("image_size", self.image_size, IMAGE_SIZES)
+        one_of("backend", self.backend, get_args(Engines))
+
+
+@dataclass(frozen=True, slots=True)
+class ReachOptions(WorldOptions):
+    """Of worlds in which a block is reached."""
+
+    tolerance: float = 0.03
+    """Distance in metres between the tool and the top of a block that counts as reached."""
+
+    def __post_init__(self) -> None:
+        WorldOptions.__post_init__(self)
+        within("tolerance", self.tolerance, FINEST, COARSEST, "metres")
+
+
+def one_of(name: str, got: object, allowed: tuple[object, ...]) -> None:
+    """Raise a `UserError` unless the option `name` has one of the `allowed` values."""
+    if got not in allowed:
+        raise UserError(f"no such {name}", got=got, expected=f"one of {allowed}", do=f"set {name} to one of them")
+
+
+def within(name: str, got: float, low: float, high: float, unit: str) -> None:
+    """Raise a `UserError` unless the option `name` lies in [low, high)."""
+    if not low <= got < high:
+        raise UserError(
+            f"impossible {name}", got=got, expected=f"{low} <= {unit} < {high}", do=f"choose {name} within these bounds"
+        )

@@ -1,0 +1,210 @@
+"""Navigation by instruction: drive to the named box and stop there. numpy only.
+
+Stopping is commanded, not only suffered: a base that is held up by a box, or passes by, has not stopped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from envs.mujoco.bodies import rover
+from envs.mujoco.reach import COLOURS, IMAGE_SIZES
+from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
+from envs.mujoco.tasks import pilot, rooms
+from envs.mujoco.tasks.ways import shortest
+from rl_finetune.errors import UserError
+from rl_finetune.spec import EnvSpec
+from rl_finetune.types import BoolArray, FloatArray
+
+NAME = "rover_navigate"
+TIME_LIMIT = 64
+"""Control steps for each room."""
+NEAREST, FARTHEST = 0.55, rooms.SPACING / 2
+"""Metres, bounds of the tolerance: bases touch a box's corner at 0.42; two boxes never claim the same place."""
+INSIDE = 0.1
+"""Metres within the tolerance at which the expert stops."""
+STILL, STILL_TURN = 0.05, 0.15
+"""Metres and radians of one control step, commanded, below which the base is told to stand still."""
+STOP = 3
+"""Control steps in a row that make a stop."""
+LOOK_AHEAD = 0.5
+"""Metres before the base at which its own point lies on the floor, where its camera sees it."""
+TRAVELLED, CAME_NEAR, STOOD = range(3)
+"""What the judge remembers: metres driven, whether the base was ever within the tolerance, still steps in a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class NavigateOptions:
+    """What a user may choose about the environment."""
+
+    image_size: int = 64
+    """Side of the picture in pixels: 64, 128 or 224."""
+    rooms: int = 1
+    """Rooms in a row, 1 to 3, with a doorway between neighbours."""
+    visible_start: bool = True
+    """Whether the box that is meant is in the first picture; with several rooms it may be anywhere all the same."""
+    tolerance: float = 0.6
+    """Distance in metres between the centres of base and box that counts as there."""
+
+    def __post_init__(self) -> None:
+        if self.image_size not in IMAGE_SIZES:
+            raise UserError(
+                f"{NAME} has no such picture size",
+                got=self.image_size,
+                expected=f"one of {IMAGE_SIZES}",
+                do="set image_size to one of them",
+            )
+        if self.rooms not in (1, 2, 3):
+            raise UserError(
+                f"{NAME} has no such building", got=f"{self.rooms} rooms", expected="1, 2 or 3", do="change rooms"
+            )
+        if not NEAREST <= self.tolerance < FARTHEST:
+            raise UserError(
+                f"{NAME} cannot use this tolerance",
+                got=self.tolerance,
+                expected=f"{NEAREST} <= metres < {FARTHEST}",
+                do="choose one that the base can meet without touching and that keeps neighbouring boxes apart",
+            )
+
+
+def spec(options: NavigateOptions) -> EnvSpec:
+    """What the environment promises; needs neither MuJoCo nor a renderer."""
+    places = [f"{thing}_{axis}" for thing in ("tool", "target") for axis in "xyz"]
+    boxes = [f"{colour}_{field}" for colour in COLOURS for field in ("x", "y", "z", "present")]
+    base = ["base_x", "base_y", "base_cos", "base_sin"]
+    doors = [f"door_{number}_y" for number in range(1, options.rooms)]
+    return EnvSpec(
+        name=NAME,
+        embodiment=rover.EMBODIMENT,
+        image_size=options.image_size,
+        time_limit=TIME_LIMIT * options.rooms,
+        privileged=tuple(places + boxes + base + doors),
+        tasks=tuple(phrase.format(c=colour) for colour in COLOURS for phrase in rooms.PHRASES),
+    )
+
+
+class Navigate(Task):
+    """The task for `envs.mujoco.world.World`. Facts: target, metres of the shortest way, doorways."""
+
+    timestep = rover.TIMESTEP
+    substeps = rover.SUBSTEPS
+    views = (View(rover.CAMERA, rover.CAMERA),)
+    memory = 3
+
+    def __init__(self, options: NavigateOptions) -> None:
+        self.options, self.spec = options, spec(options)
+
+    def mjcf(self) -> str:
+        """See `Task.mjcf`."""
+        return rooms.rooms_xml(self.options.rooms)
+
+    def begin(self, key: EpisodeKey) -> Start:
+        """See `Task.begin`."""
+        scene = rooms.draw_scene(key, self.options.rooms, self.options.visible_start and self.options.rooms == 1)
+        facts = np.array([scene.target, scene.way - self.options.tolerance, *scene.doors])
+        return Start(scene.start, rooms.mocaps(scene), scene.start, facts, scene.instruction)
+
+    def drive(self, now: Now, actions: Float64) -> Drive:
+        """See `Task.drive`; the actions are waypoints in the base's frame at the first frame."""
+        pose = now.readings[:, :3]
+        course = rover.follow(pose, actions)
+        speeds = np.concatenate([course.speeds, course.speeds[:, -1:]], 1)
+        # One step late, so that the sensors, which show the beginning of a step, show the command of that moment.
+        aim = np.concatenate([pose[:, None], course.poses], 1)
+        n, steps = aim.shape[:2]
+        mocap = np.broadcast_to(now.mocap[:, None], (n, steps, *now.mocap.shape[1:])).copy()
+        mocap[:, :, 0, :2], mocap[:, :, 0, 3:] = aim[..., :2], rooms.upright(aim[..., 2])
+        poses = [mocap[..., :3].reshape(n, steps, -1), mocap[..., 3:].reshape(n, steps, -1)]
+        every = self.substeps
+        return Drive(np.concatenate([speeds, *poses], -1), course.poses[:, every - 1 :: every])
+
+    def judge(self, now: Now, readings: Float64, states: Float64 | None = None) -> Judged:
+        """See `Task.judge`."""
+        path = np.concatenate([now.readings[:, None, :2], readings[..., :2]], 1)
+        target, near = self._target(now), self._near(now, readings[..., :2])
+        at_target = near[np.arange(len(near)), :, target]
+        memory = np.empty((*readings.shape[:2], self.memory))
+        legs = np.linalg.norm(np.diff(path, axis=1), axis=-1)
+        memory[..., TRAVELLED] = now.memory[:, None, TRAVELLED] + np.cumsum(legs, 1)
+        came = np.concatenate([now.memory[:, None, CAME_NEAR] > 0, at_target], 1)
+        memory[..., CAME_NEAR] = np.logical_or.accumulate(came, 1)[:, 1:]
+        still, stood = _still(now, readings), now.memory[:, STOOD]
+        for step in range(readings.shape[1]):
+            stood = memory[:, step, STOOD] = np.where(still[:, step], stood + 1, 0)
+        stopped = memory[..., STOOD] >= STOP
+        return Judged(stopped & at_target, stopped & near.any(-1) & ~at_target, memory)
+
+    def describe(self, now: Now) -> FloatArray:
+        """See `Task.describe`; all but the base's own pose and the doorways is in the base's frame."""
+        pose, boxes = now.readings[:, :3], now.mocap[:, 1:5, :3]
+        present = _present(now)
+        flat = np.where(present[..., None], rover.to_base(pose, boxes[..., :2]), 0.0)
+        seen = np.concatenate([flat, np.where(present, boxes[..., 2], 0.0)[..., None], present[..., None]], -1)
+        target = seen[np.arange(len(seen)), self._target(now), :3]
+        turn = np.stack([np.cos(pose[:, 2]), np.sin(pose[:, 2])], -1)
+        parts = [np.zeros_like(target), target, seen.reshape(len(seen), -1), pose[:, :2], turn, now.facts[:, 2:]]
+        return np.concatenate(parts, -1).astype(np.float32)
+
+    def expert(self, privileged: FloatArray, noise: Float64 | None = None) -> Float64:
+        """See `Task.expert`."""
+        state = privileged.astype(np.float64)
+        base, doors = state[:, 22:26], state[:, 26:]
+        pose = np.column_stack([base[:, :2], np.arctan2(base[:, 3], base[:, 2])])
+        boxes = state[:, 6:22].reshape(-1, len(COLOURS), 4)
+        meant = np.linalg.norm(boxes[..., :2] - state[:, None, 3:5], axis=-1) + rooms.FAR * (boxes[..., 3] == 0)
+        goal = rover.to_room(pose, state[:, None, 3:5])[:, 0]
+        places = np.where(boxes[..., 3:] > 0, rover.to_room(pose, boxes[..., :2]), rooms.FAR)
+        speed = np.full(len(state), pilot.SPEED)
+        _, way = shortest(pose[:, :2], goal, rooms.ground(self.options.rooms, doors, places, meant.argmin(-1)))
+        if noise is not None:
+            speed = speed * (0.85 + 0.15 * np.tanh(noise[:, 3]))
+            final = (way == goal[:, None]).all(-1)
+            way = way + np.where(final[..., None], noise[:, None, :2], 0.0)
+        gap = self.options.tolerance - INSIDE
+        return pilot.waypoints(pose, way, gap, speed, self.spec.embodiment.action.horizon)
+
+    def things(self, now: Now) -> Things:
+        """See `Task.things`; the base's own point lies on the floor before it."""
+        pose = now.readings[:, :3]
+        own = rover.to_room(pose, np.broadcast_to([LOOK_AHEAD, 0.0], (len(pose), 1, 2)))
+        points = np.concatenate([now.mocap[:, 1:5, :3], np.pad(own, ((0, 0), (0, 0), (0, 1)))], 1)
+        present = np.pad(_present(now), ((0, 0), (0, 1)), constant_values=True)
+        return Things((*COLOURS, "tool"), points, present, self._target(now))
+
+    def measures(self, now: Now, success: BoolArray) -> Mapping[str, FloatArray]:
+        """`oracle_success` (0 or 1), `spl` (arXiv 1807.06757, section 3) and `distance`, the way that is left to the
+        target's centre in metres."""
+        least, target = now.facts[:, 1], self._target(now)
+        boxes = np.where(_present(now)[..., None], now.mocap[:, 1:5, :2], rooms.FAR)
+        goal, here = boxes[np.arange(len(boxes)), target], now.readings[:, :2]
+        left, _ = shortest(here, goal, rooms.ground(self.options.rooms, now.facts[:, 2:], boxes, target))
+        left = np.where(np.isfinite(left), left, np.linalg.norm(goal - here, axis=-1))
+        spl = success * least / np.maximum(least, now.memory[:, TRAVELLED])
+        values = {"oracle_success": now.memory[:, CAME_NEAR], "spl": spl, "distance": left}
+        return {name: value.astype(np.float32) for name, value in values.items()}
+
+    def _target(self, now: Now) -> np.ndarray:
+        return now.facts[:, 0].astype(np.int64)
+
+    def _near(self, now: Now, places: Float64) -> BoolArray:
+        """[N, H, 4] whether places [N, H, 2] are within the tolerance of each box."""
+        apart = np.linalg.norm(places[:, :, None] - now.mocap[:, None, 1:5, :2], axis=-1)
+        near: BoolArray = (apart <= self.options.tolerance) & _present(now)[:, None]
+        return near
+
+
+def _present(now: Now) -> BoolArray:
+    present: BoolArray = now.mocap[:, 1:5, 2] > 0
+    return present
+
+
+def _still(now: Now, readings: Float64) -> BoolArray:
+    """[N, H] whether each control step's command was to stand still; every chunk's command begins at the base."""
+    aims = np.concatenate([now.readings[:, None, :3], rover.commanded(readings)], 1)
+    moved = np.linalg.norm(np.diff(aims[..., :2], axis=1), axis=-1)
+    turned = np.abs(rover.wrap(np.diff(aims[..., 2], axis=1)))
+    still: BoolArray = (moved < STILL) & (turned < STILL_TURN)
+    return still
