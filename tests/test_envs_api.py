@@ -12,7 +12,7 @@ import pytest
 
 import envs
 from envs.base import VectorEnv
-from envs.mujoco.expert import expert_chunk
+from envs.expert import expert_chunk
 from rl_finetune.errors import UserError
 from rl_finetune.types import ActionChunk, SeedKeys
 
@@ -48,8 +48,8 @@ def test_picture_size_is_an_option(size: int) -> None:
 def test_tolerance_is_an_option() -> None:
     with envs.make("widowx_reach", 20, tolerance=0.01) as env:
         observation = env.reset(keys(20))
-        ends = [env.step_chunk(expert_chunk(observation, env.spec))]
-        ends.append(env.step_chunk(expert_chunk(ends[0].observation, env.spec)))
+        ends = [env.step_chunk(expert_chunk(env, observation))]
+        ends.append(env.step_chunk(expert_chunk(env, ends[0].observation)))
     won = sum(int(out.success.sum()) for out in ends)
     assert won >= 20
     final = ends[0].final_observation
@@ -139,4 +139,4 @@ def test_closing_twice_does_no_harm() -> None:
 def test_expert_refuses_what_it_cannot_work_from(single: VectorEnv) -> None:
     observation = single.reset(keys(1))
     with pytest.raises(ValueError, match="keys when noise > 0"):
-        expert_chunk(observation, single.spec, noise=0.01)
+        expert_chunk(single, observation, noise=0.01)

@@ -10,23 +10,29 @@ import pytest
 
 import envs
 from envs.base import VectorEnv
-from envs.mujoco.expert import expert_chunk
-from envs.mujoco.reach import BLOCK_EDGE, BLOCK_SPACING, COLOURS, GROUND, START_CLEARANCE, draw_scene
-from envs.mujoco.rendering import project
+from envs.expert import expert_chunk
+from envs.mujoco.bodies.weld import turned
+from envs.mujoco.bodies.widowx import WidowX
+from envs.mujoco.task import EpisodeKey, Start
+from envs.mujoco.tasks.reach import BLOCK_EDGE, BLOCK_SPACING, START_CLEARANCE, Layout, Reach
+from envs.mujoco.tasks.tabletop import COLOURS, GROUND
+from envs.mujoco.world import World
 from rl_finetune.types import ActionChunk, Observation, SeedKeys
 
 N = 50
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[VectorEnv]:
+def world() -> Iterator[World]:
     with envs.make("widowx_reach", N) as env:
+        assert isinstance(env, World)
         yield env
 
 
 @pytest.fixture(scope="module")
-def single() -> Iterator[VectorEnv]:
+def single() -> Iterator[World]:
     with envs.make("widowx_reach", 1, image_size=128) as env:
+        assert isinstance(env, World)
         yield env
 
 
@@ -38,26 +44,36 @@ def still(count: int) -> ActionChunk:
     return ActionChunk(np.zeros((count, 8, 7), np.float32), np.ones((count, 8, 7), bool))
 
 
+def begun(env: int, *, seed: int = 0, episode: int = 0) -> tuple[Start, Layout, np.ndarray]:
+    """One episode's beginning, what lies on its table, and where its tool is."""
+    task = Reach(WidowX(), "widowx_reach", image_size=64, tolerance=0.03, time_limit=32)
+    start = task.begin(EpisodeKey(seed, env, episode))
+    return start, Layout.of(start.facts[None]), start.aim[:3]
+
+
 def column(observation: Observation, env: VectorEnv, *names: str) -> np.ndarray:
     assert observation.privileged is not None
     return observation.privileged[:, [env.spec.privileged.index(name) for name in names]]
 
 
 def test_scenes_keep_their_distances_and_use_every_colour_and_phrase() -> None:
-    scenes = [draw_scene(7, env, 3) for env in range(300)]
-    for scene in scenes:
-        tops = scene.tops[scene.present]
-        assert tops.shape == (3, 3) and scene.present[scene.target]
-        assert (tops[:, 2] == BLOCK_EDGE).all() and not scene.tops[~scene.present].any()
+    instructions, targets = set(), []
+    for env in range(300):
+        start, layout, tool = begun(env, seed=7, episode=3)
+        present, target = layout.present[0], int(layout.target[0])
+        tops = layout.tops[0, present]
+        assert tops.shape == (3, 3) and present[target]
+        assert (tops[:, 2] == BLOCK_EDGE).all() and not layout.tops[0, ~present].any()
         assert ((tops[:, :2] >= GROUND[:, 0]) & (tops[:, :2] <= GROUND[:, 1])).all()
         apart = np.linalg.norm(tops[:, None] - tops, axis=-1) + np.eye(3)
         assert apart.min() >= BLOCK_SPACING
-        assert np.linalg.norm(tops - scene.tool, axis=-1).min() >= START_CLEARANCE
-        assert 0.12 <= scene.tool[2] <= 0.21
-        assert COLOURS[scene.target] in scene.instruction
-    shares = np.bincount([scene.target for scene in scenes], minlength=4) / 300
-    assert (np.abs(shares - 0.25) < 0.08).all()
-    assert len({scene.instruction for scene in scenes}) == 12
+        assert np.linalg.norm(tops - tool, axis=-1).min() >= START_CLEARANCE
+        assert 0.12 <= tool[2] <= 0.21
+        assert COLOURS[target] in start.instruction
+        instructions.add(start.instruction)
+        targets.append(target)
+    assert (np.abs(np.bincount(targets, minlength=4) / 300 - 0.25) < 0.08).all()
+    assert len(instructions) == 12
 
 
 def test_expert_succeeds(world: VectorEnv) -> None:
@@ -65,7 +81,7 @@ def test_expert_succeeds(world: VectorEnv) -> None:
     for batch in range(4):
         observation, open_ = world.reset(keys(N, seed=11, episode=batch)), np.ones(N, bool)
         for chunk in range(4):
-            actions = expert_chunk(observation, world.spec, keys=keys(N), chunk=chunk, noise=0.005, channels_padded=9)
+            actions = expert_chunk(world, observation, keys=keys(N), chunk=chunk, noise=0.005, channels_padded=9)
             assert actions.actions.shape == (N, 8, 9) and not actions.mask[..., 7:].any()
             out = world.step_chunk(actions)
             ended = open_ & (out.terminated | out.truncated)
@@ -79,7 +95,7 @@ def test_expert_succeeds(world: VectorEnv) -> None:
 
 def test_expert_says_something_sensible_on_every_channel(world: VectorEnv) -> None:
     observation = world.reset(keys(N))
-    actions = expert_chunk(observation, world.spec).actions
+    actions = expert_chunk(world, observation).actions
     from_pose = np.concatenate([np.zeros((N, 1, 3)), actions[..., :3]], 1)
     assert np.linalg.norm(np.diff(from_pose, axis=1), axis=-1).max() <= 0.0451
     assert not actions[..., 3:6].any()
@@ -88,7 +104,7 @@ def test_expert_says_something_sensible_on_every_channel(world: VectorEnv) -> No
 
 def test_success_is_a_reward_of_one_at_the_last_step(world: VectorEnv) -> None:
     observation = world.reset(keys(N, seed=2))
-    out = world.step_chunk(expert_chunk(observation, world.spec))
+    out = world.step_chunk(expert_chunk(world, observation))
     won = np.flatnonzero(out.success)
     assert len(won) > N // 2
     assert out.terminated[won].all() and not out.truncated[won].any()
@@ -106,7 +122,7 @@ def test_reaching_another_block_ends_the_episode_without_success(world: VectorEn
     for row, target in enumerate(observation.grounding.target):
         wrong = next(c for c in range(4) if c != target and observation.grounding.present[row, c])
         misled[row, 3:6] = misled[row, 6 + 4 * wrong : 9 + 4 * wrong]
-    out = world.step_chunk(expert_chunk(replace(observation, privileged=misled), world.spec))
+    out = world.step_chunk(expert_chunk(world, replace(observation, privileged=misled)))
     assert out.terminated.sum() > N // 2
     assert not out.success.any() and not out.reward.any()
 
@@ -120,7 +136,7 @@ def test_doing_nothing_is_truncated_after_32_steps(world: VectorEnv) -> None:
 
 def test_holding_still_keeps_the_exact_start_pose(world: VectorEnv) -> None:
     observation = world.reset(keys(N))
-    start = np.stack([draw_scene(0, env, 0).tool for env in range(N)])
+    start = np.stack([begun(env)[2] for env in range(N)])
     np.testing.assert_allclose(column(observation, world, "tool_x", "tool_y", "tool_z"), start, atol=1e-7)
     out = world.step_chunk(still(N))
     np.testing.assert_allclose(column(out.observation, world, "tool_x", "tool_y", "tool_z"), start, atol=1e-4)
@@ -139,22 +155,21 @@ def test_actions_count_from_the_first_frame_of_the_chunk(world: VectorEnv) -> No
     np.testing.assert_allclose(moved, np.stack([0 * inward, inward, 0 * inward], 1), atol=5e-4)
 
 
-def test_rotation_turns_the_tool_about_the_base_axes(single: VectorEnv) -> None:
+def test_rotation_turns_the_tool_about_the_base_axes(single: World) -> None:
     single.reset(keys(1))
     chunk = still(1)
     chunk.actions[:, :, 3:6] = [0.0, 0.0, 0.3]
     single.step_chunk(chunk)
-    np.testing.assert_allclose(single._worlds.turn[0], [0, 0, 0.3], atol=2e-3)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(turned(single._now.readings[0, 3:7]), [0, 0, 0.3], atol=2e-3)
 
 
-def test_gripper_follows_its_channel(single: VectorEnv) -> None:
+def test_gripper_follows_its_channel(single: World) -> None:
     for command, opening in ((1.0, 0.037), (-1.0, 0.015), (5.0, 0.037)):
         single.reset(keys(1))
         chunk = still(1)
         chunk.actions[:, :, 6] = command
         single.step_chunk(chunk)
-        fingers = single._worlds.state[0, 7:9]  # type: ignore[attr-defined]
-        np.testing.assert_allclose(fingers, [opening, -opening], atol=1e-3)
+        np.testing.assert_allclose(single._now.readings[0, 7], opening, atol=1e-3)
 
 
 def test_outcome_is_bit_identical_after_many_other_episodes(single: VectorEnv) -> None:
@@ -177,7 +192,7 @@ def test_outcome_is_bit_identical_after_many_other_episodes(single: VectorEnv) -
 HUES = {"red": (0, (1, 2)), "green": (1, (0, 2)), "blue": (2, (0, 1))}
 
 
-def test_grounding_points_lie_where_the_colours_are(single: VectorEnv) -> None:
+def test_grounding_points_lie_where_the_colours_are(single: World) -> None:
     offsets: list[np.ndarray] = []
     for episode in range(12):
         observation = single.reset(keys(1, seed=21, episode=episode))
@@ -190,7 +205,7 @@ def test_grounding_points_lie_where_the_colours_are(single: VectorEnv) -> None:
             v, u = np.nonzero(pure & ~magenta)
             if labels.present[0, index] and len(u) > 180:  # a whole block covers about 220 pixels
                 top = column(observation, single, f"{colour}_x", f"{colour}_y", f"{colour}_z")[0]
-                middle = project(single._physics.model, "ego", top - [0, 0, BLOCK_EDGE / 2])  # type: ignore[attr-defined]
+                middle = single.task.seen_at(single._now, (top - [0, 0, BLOCK_EDGE / 2])[None, None])[0, 0]
                 offsets.append(np.array([u.mean() + 0.5, v.mean() + 0.5]) / 128 - middle)
                 assert abs(labels.points[0, index, 0] - middle[0]) < 0.02
                 assert 0.0 < middle[1] - labels.points[0, index, 1] < 0.05

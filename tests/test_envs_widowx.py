@@ -6,9 +6,15 @@ import mujoco
 import numpy as np
 import pytest
 
+import envs
 from envs.mujoco import kinematics as kin
-from envs.mujoco.physics import MAX_TRAVEL, Physics, aim_path
-from envs.mujoco.reach import TOOL_BOX, draw_scene
+from envs.mujoco.bodies.weld import aim_path
+from envs.mujoco.bodies.widowx import TOOL_BOX, WidowX
+from envs.mujoco.task import EpisodeKey
+from envs.mujoco.tasks.reach import Reach
+from rl_finetune.types import ActionChunk, SeedKeys
+
+TASK = Reach(WidowX(), "widowx_reach", image_size=64, tolerance=0.03, time_limit=32)
 
 # The manufacturer's kinematic model of the WidowX 250 S (screw axes and home pose of `interbotix_xs_modules`).
 SCREWS = (
@@ -41,18 +47,20 @@ def published_tool(joints: np.ndarray) -> np.ndarray:
 
 
 def test_arm_has_the_published_kinematics() -> None:
-    physics, rng = Physics(), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
+    model = mujoco.MjModel.from_xml_string(TASK.mjcf())
+    data = mujoco.MjData(model)
     for _ in range(20):
         joints = rng.uniform(kin.JOINT_LIMITS[:, 0], kin.JOINT_LIMITS[:, 1])
-        physics.data.qpos[:6] = joints
-        mujoco.mj_kinematics(physics.model, physics.data)
-        tool, want = physics.data.site("tool"), published_tool(joints)
+        data.qpos[:6] = joints
+        mujoco.mj_kinematics(model, data)
+        tool, want = data.site("tool"), published_tool(joints)
         np.testing.assert_allclose(tool.xpos, want[:3, 3], atol=1e-9)
         np.testing.assert_allclose(tool.xmat.reshape(3, 3), want[:3, :3], atol=1e-9)
 
 
 def test_joint_limits_are_the_published_ones() -> None:
-    model = Physics().model
+    model = mujoco.MjModel.from_xml_string(TASK.mjcf())
     ranges = np.array([model.joint(name).range for name in kin.JOINTS])
     np.testing.assert_allclose(ranges, np.deg2rad(LIMITS_IN_DEGREES), atol=0.006)
 
@@ -77,14 +85,19 @@ def test_rotation_vectors_and_quaternions_agree() -> None:
 
 
 def test_wild_actions_stay_in_the_box_and_below_the_speed_limit() -> None:
-    physics = Physics()
-    worlds = physics.empty(20)
-    for env in range(20):
-        physics.place(worlds, env, draw_scene(0, env, 0))
-    path = aim_path(worlds, np.random.default_rng(0).normal(size=(20, 8, 7)) * 100)
+    rng, limits = np.random.default_rng(0), WidowX.limits
+    aim = np.stack([TASK.begin(EpisodeKey(0, env, 0)).aim for env in range(20)])
+    path = aim_path(aim[:, :3], aim[:, 3:], aim, rng.normal(size=(20, 8, 7)) * 100, limits)
     assert ((path[..., :3] >= TOOL_BOX[:, 0] - 1e-9) & (path[..., :3] <= TOOL_BOX[:, 1] + 1e-9)).all()
-    steps = np.diff(np.concatenate([worlds.aim[:, None], path], 1), axis=1)
-    assert np.linalg.norm(steps[..., :3], axis=-1).max() <= MAX_TRAVEL + 1e-9
-    motion = physics.advance(worlds, np.random.default_rng(1).normal(size=(20, 8, 7)) * 100)
-    assert np.isfinite(motion.states).all() and np.abs(motion.states).max() < 20
-    physics.close()
+    steps = np.diff(np.concatenate([aim[:, None], path], 1), axis=1)
+    assert np.linalg.norm(steps[..., :3], axis=-1).max() <= limits.travel + 1e-9
+
+
+def test_wild_actions_break_no_world() -> None:
+    with envs.make("widowx_reach", 20) as env:
+        keys = SeedKeys(0, np.arange(20), np.zeros(20, np.int64))
+        env.reset(keys)
+        wild = (np.random.default_rng(1).normal(size=(20, 8, 7)) * 100).astype(np.float32)
+        out = env.step_chunk(ActionChunk(wild, np.ones(wild.shape, bool)))
+    assert not out.failures
+    assert out.observation.privileged is not None and np.abs(out.observation.privileged).max() < 20

@@ -30,8 +30,10 @@ from torch import Tensor
 
 import envs
 from actors.evaluator import EpisodeResults
-from envs.mujoco.physics import Motion
-from envs.mujoco.reach_world import ReachWorld
+from envs.mujoco.bodies.widowx import WidowX
+from envs.mujoco.task import EpisodeKey, Now
+from envs.mujoco.tasks.reach import Layout, Reach
+from envs.mujoco.world import ends
 from learners.advantages import chunk_reward, gae, score
 from learners.batch import flatten
 from learners.objectives import OBJECTIVES
@@ -152,19 +154,25 @@ def test_7_discount_counts_steps() -> None:
 
 def test_8_success_is_how_the_episode_ended() -> None:
     """The tool touches, in this order: the wrong block and then the right one; the right one; neither."""
-    with envs.make("widowx_reach", 3) as env:
-        assert isinstance(env, ReachWorld)
-        env.reset(episode_keys(3))
-        tools = np.full((3, HORIZON, 3), 9.0)
-        for row, scene in enumerate(env._scenes):
-            wrong = next(c for c in np.flatnonzero(scene.present) if c != scene.target)
-            if row < 2:
-                tools[row, 5] = scene.tops[scene.target]
-            if row < 1:
-                tools[row, 2] = scene.tops[wrong]
-        executed, reached, success = env._judge(Motion(states=tools, tools=tools, turns=tools, aims=tools))
+    task = Reach(WidowX(), "widowx_reach", image_size=64, tolerance=0.03, time_limit=32)
+    starts = [task.begin(EpisodeKey(0, env, 0)) for env in range(3)]
+    facts, mocap = np.stack([s.facts for s in starts]), np.stack([s.mocap for s in starts])
+    readings = np.full((3, HORIZON, 8), 9.0)
+    layout = Layout.of(facts)
+    for row in range(3):
+        target = layout.target[row]
+        wrong = next(c for c in np.flatnonzero(layout.present[row]) if c != target)
+        if row < 2:
+            readings[row, 5, :3] = layout.tops[row, target]
+        if row < 1:
+            readings[row, 2, :3] = layout.tops[row, wrong]
+    now = Now(readings[:, 0], mocap, mocap[:, 0], facts, np.zeros((3, 0)), np.zeros(3, np.int64))
+    judged = task.judge(now, readings)
+    assert judged.success.argmax(1).tolist() == [5, 5, 0] and judged.success.any(1).tolist() == [True, True, False]
+    assert judged.failure.argmax(1).tolist() == [2, 0, 0] and judged.failure.any(1).tolist() == [True, False, False]
+    executed, ended, success = ends(judged, np.full(3, HORIZON), np.zeros(3, bool))
     assert executed.tolist() == [3, 6, HORIZON]
-    assert reached.tolist() == [True, True, False] and success.tolist() == [False, True, False]
+    assert ended.tolist() == [True, True, False] and success.tolist() == [False, True, False]
 
 
 def test_8_chunks_of_failed_episodes_are_not_cloned() -> None:
@@ -223,9 +231,10 @@ class Rounds:
             healthy=1, events=(),
         )  # fmt: skip
 
-    def play(self, episodes: int) -> EpisodeResults:
+    def play(self, episodes: int) -> dict[str, EpisodeResults]:
         self.said.append(f"evaluation of version {self.state.version}")
-        return EpisodeResults(np.arange(episodes) < self.state.version, np.ones(episodes, np.int64))
+        won = np.arange(episodes) < self.state.version
+        return {"widowx_reach": EpisodeResults(won, np.ones(episodes, np.int64), (None,) * episodes, {})}
 
     def film(self, episodes: int) -> list[Any]:
         return []

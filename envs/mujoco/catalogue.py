@@ -23,9 +23,7 @@ class World:
 
 
 def _widowx_reach(chosen: ReachOptions) -> Task:
-    return Reach(
-        WidowX(), "widowx_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=32
-    )
+    return Reach(WidowX(), "widowx_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=32)
 
 
 WORLDS: dict[str, World] = {"widowx_reach": World(ReachOptions, _widowx_reach)}

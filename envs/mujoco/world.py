@@ -51,7 +51,7 @@ class World(VectorEnv):
         drive = self.task.drive(self._now, actions)
         motion = self._engine.advance(drive.controls)
         judged = self.task.judge(self._now, _sane(motion))
-        executed, ended, success = self._ends(judged, motion.broken)
+        executed, ended, success = ends(judged, self.spec.time_limit - self._now.steps, motion.broken)
         if self.filming:
             self.filmed = self._film(motion, drive.controls, executed)
         self._keep(motion, drive.controls, drive.aim, judged, executed)
@@ -87,19 +87,7 @@ class World(VectorEnv):
         """See `VectorEnv.close`."""
         self._engine.close()
 
-    def _ends(self, judged: Judged, broken: BoolArray) -> tuple[IntArray, BoolArray, BoolArray]:
-        """Steps executed [N], whether the task ended the episode [N], and whether it succeeded [N]."""
-        horizon = judged.success.shape[1]
-        left = np.minimum(self.spec.time_limit - self._now.steps, horizon)
-        decided = (judged.success | judged.failure) & (np.arange(horizon) < left[:, None]) & ~broken[:, None]
-        ended = decided.any(-1)
-        executed = np.where(ended, decided.argmax(-1) + 1, left)
-        rows = np.arange(self.num_envs)
-        return executed, ended, ended & judged.success[rows, executed - 1]
-
-    def _keep(
-        self, motion: Motion, controls: np.ndarray, aim: np.ndarray, judged: Judged, executed: IntArray
-    ) -> None:
+    def _keep(self, motion: Motion, controls: np.ndarray, aim: np.ndarray, judged: Judged, executed: IntArray) -> None:
         """Make the state after each world's last executed step the present one."""
         rows, last, now = np.arange(self.num_envs), executed - 1, self._now
         self._engine.keep(executed)
@@ -181,6 +169,25 @@ class World(VectorEnv):
             return None
         points = np.where(things.present[..., None], self.task.seen_at(now, things.points), 0.0).astype(np.float32)
         return Grounding(things.names, points, things.present, things.target)
+
+
+def ends(judged: Judged, left: IntArray, broken: BoolArray) -> tuple[IntArray, BoolArray, BoolArray]:
+    """How a chunk ends in each world.
+
+    Args:
+        judged: what the judge says of each of H steps.
+        left: [N] steps until the time limit.
+        broken: [N] worlds that decide nothing any more.
+
+    Returns:
+        Steps executed [N], whether the task itself ended the episode [N], and whether it succeeded [N].
+    """
+    n, horizon = judged.success.shape
+    left = np.minimum(left, horizon)
+    decided = (judged.success | judged.failure) & (np.arange(horizon) < left[:, None]) & ~broken[:, None]
+    ended = decided.any(-1)
+    executed = np.where(ended, decided.argmax(-1) + 1, left)
+    return executed, ended, ended & judged.success[np.arange(n), executed - 1]
 
 
 def at_last_step(success: BoolArray, executed: IntArray, horizon: int) -> FloatArray:

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.base import Disturbance
 from envs.mujoco.bodies import rover
-from envs.mujoco.reach import COLOURS, IMAGE_SIZES
+from envs.mujoco.camera import project
+from envs.mujoco.options import WorldOptions, one_of, within
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
 from envs.mujoco.tasks import pilot, rooms
-from envs.mujoco.tasks.ways import shortest
-from rl_finetune.errors import UserError
+from envs.mujoco.tasks.tabletop import COLOURS
+from envs.mujoco.tasks.ways import FAR, shortest
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
 
@@ -37,11 +39,9 @@ TRAVELLED, CAME_NEAR, STOOD = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class NavigateOptions:
+class NavigateOptions(WorldOptions):
     """What a user may choose about the environment."""
 
-    image_size: int = 64
-    """Side of the picture in pixels: 64, 128 or 224."""
     rooms: int = 1
     """Rooms in a row, 1 to 3, with a doorway between neighbours."""
     visible_start: bool = True
@@ -50,24 +50,9 @@ class NavigateOptions:
     """Distance in metres between the centres of base and box that counts as there."""
 
     def __post_init__(self) -> None:
-        if self.image_size not in IMAGE_SIZES:
-            raise UserError(
-                f"{NAME} has no such picture size",
-                got=self.image_size,
-                expected=f"one of {IMAGE_SIZES}",
-                do="set image_size to one of them",
-            )
-        if self.rooms not in (1, 2, 3):
-            raise UserError(
-                f"{NAME} has no such building", got=f"{self.rooms} rooms", expected="1, 2 or 3", do="change rooms"
-            )
-        if not NEAREST <= self.tolerance < FARTHEST:
-            raise UserError(
-                f"{NAME} cannot use this tolerance",
-                got=self.tolerance,
-                expected=f"{NEAREST} <= metres < {FARTHEST}",
-                do="choose one that the base can meet without touching and that keeps neighbouring boxes apart",
-            )
+        WorldOptions.__post_init__(self)
+        one_of("rooms", self.rooms, (1, 2, 3))
+        within("tolerance", self.tolerance, NEAREST, FARTHEST, "metres")
 
 
 def spec(options: NavigateOptions) -> EnvSpec:
@@ -93,6 +78,7 @@ class Navigate(Task):
     substeps = rover.SUBSTEPS
     views = (View(rover.CAMERA, rover.CAMERA),)
     memory = 3
+    measured = ("oracle_success", "spl", "distance")
 
     def __init__(self, options: NavigateOptions) -> None:
         self.options, self.spec = options, spec(options)
@@ -121,7 +107,7 @@ class Navigate(Task):
         every = self.substeps
         return Drive(np.concatenate([speeds, *poses], -1), course.poses[:, every - 1 :: every])
 
-    def judge(self, now: Now, readings: Float64, states: Float64 | None = None) -> Judged:
+    def judge(self, now: Now, readings: Float64) -> Judged:
         """See `Task.judge`."""
         path = np.concatenate([now.readings[:, None, :2], readings[..., :2]], 1)
         target, near = self._target(now), self._near(now, readings[..., :2])
@@ -148,21 +134,20 @@ class Navigate(Task):
         parts = [np.zeros_like(target), target, seen.reshape(len(seen), -1), pose[:, :2], turn, now.facts[:, 2:]]
         return np.concatenate(parts, -1).astype(np.float32)
 
-    def expert(self, privileged: FloatArray, noise: Float64 | None = None) -> Float64:
+    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
         """See `Task.expert`."""
         state = privileged.astype(np.float64)
         base, doors = state[:, 22:26], state[:, 26:]
         pose = np.column_stack([base[:, :2], np.arctan2(base[:, 3], base[:, 2])])
         boxes = state[:, 6:22].reshape(-1, len(COLOURS), 4)
-        meant = np.linalg.norm(boxes[..., :2] - state[:, None, 3:5], axis=-1) + rooms.FAR * (boxes[..., 3] == 0)
+        meant = np.linalg.norm(boxes[..., :2] - state[:, None, 3:5], axis=-1) + FAR * (boxes[..., 3] == 0)
         goal = rover.to_room(pose, state[:, None, 3:5])[:, 0]
-        places = np.where(boxes[..., 3:] > 0, rover.to_room(pose, boxes[..., :2]), rooms.FAR)
+        places = np.where(boxes[..., 3:] > 0, rover.to_room(pose, boxes[..., :2]), FAR)
         speed = np.full(len(state), pilot.SPEED)
         _, way = shortest(pose[:, :2], goal, rooms.ground(self.options.rooms, doors, places, meant.argmin(-1)))
-        if noise is not None:
-            speed = speed * (0.85 + 0.15 * np.tanh(noise[:, 3]))
-            final = (way == goal[:, None]).all(-1)
-            way = way + np.where(final[..., None], noise[:, None, :2], 0.0)
+        if disturbed is not None:
+            speed = speed * disturbed.pace
+            way = way + disturbed.offset[:, None, :2]
         gap = self.options.tolerance - INSIDE
         return pilot.waypoints(pose, way, gap, speed, self.spec.embodiment.action.horizon)
 
@@ -174,11 +159,16 @@ class Navigate(Task):
         present = np.pad(_present(now), ((0, 0), (0, 1)), constant_values=True)
         return Things((*COLOURS, "tool"), points, present, self._target(now))
 
+    def seen_at(self, now: Now, points: Float64) -> Float64:
+        """See `Task.seen_at`."""
+        place, frame = rover.eye(now.readings[:, :3])
+        return project(place, frame, rover.FOVY, points)
+
     def measures(self, now: Now, success: BoolArray) -> Mapping[str, FloatArray]:
         """`oracle_success` (0 or 1), `spl` (arXiv 1807.06757, section 3) and `distance`, the way that is left to the
         target's centre in metres."""
         least, target = now.facts[:, 1], self._target(now)
-        boxes = np.where(_present(now)[..., None], now.mocap[:, 1:5, :2], rooms.FAR)
+        boxes = np.where(_present(now)[..., None], now.mocap[:, 1:5, :2], FAR)
         goal, here = boxes[np.arange(len(boxes)), target], now.readings[:, :2]
         left, _ = shortest(here, goal, rooms.ground(self.options.rooms, now.facts[:, 2:], boxes, target))
         left = np.where(np.isfinite(left), left, np.linalg.norm(goal - here, axis=-1))

@@ -51,9 +51,7 @@ class Layout:
         """From rows of facts [N, F]."""
         n = len(facts)
         tops, present, target, yaw, speed = np.split(facts, [12, 16, 17, 21], axis=1)
-        return cls(
-            tops.reshape(n, 4, 3), present > 0.5, target[:, 0].astype(np.int64), yaw, speed.reshape(n, 4, 2)
-        )
+        return cls(tops.reshape(n, 4, 3), present > 0.5, target[:, 0].astype(np.int64), yaw, speed.reshape(n, 4, 2))
 
     def at(self, seconds: Float64) -> Float64:
         """Tops [N, ..., 4, 3] after `seconds` [N, ...]; a sliding block turns back at the edge of the workspace."""
@@ -239,4 +237,3 @@ def _poses(layout: Layout, tops: Float64) -> Float64:
     turn = kin.quaternion_from_vector(layout.yaw[..., None] * np.array([0.0, 0.0, 1.0])).reshape(n, *extra, 4, 4)
     poses = np.concatenate([tops - [0.0, 0.0, BLOCK_EDGE / 2], np.broadcast_to(turn, (*tops.shape[:-1], 4))], -1)
     return np.where(layout.present.reshape(n, *extra, 4, 1), poses, PARKED)
-

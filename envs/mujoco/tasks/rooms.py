@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from envs.mujoco.bodies import rover
-from envs.mujoco.reach import COLOURS
-from envs.mujoco.table import RGBA
 from envs.mujoco.task import EpisodeKey, Float64
+from envs.mujoco.tasks.tabletop import COLOURS, RGBA
 from envs.mujoco.tasks.ways import FAR, Ground, shortest
 from rl_finetune.keys import Stream, generator
 from rl_finetune.types import BoolArray

@@ -130,12 +130,12 @@ class Tabletop(Task):
 
     def recalled_names(self) -> tuple[str, ...]:
         """Names of what `recall` needs beside the acting tool: each hand's tool where there are two, and joints."""
-        hands = [f"{hand}{axis}" for hand in HAND_NAMES[self.body.hands] for axis in "xyz"] if self.body.hands > 1 else []
+        hands = (
+            [f"{hand}{axis}" for hand in HAND_NAMES[self.body.hands] for axis in "xyz"] if self.body.hands > 1 else []
+        )
         return (*hands, *self.body.joints)
 
-    def privileged(
-        self, now: Now, tops: Float64, present: BoolArray, target: IntArray, hand: IntArray
-    ) -> FloatArray:
+    def privileged(self, now: Now, tops: Float64, present: BoolArray, target: IntArray, hand: IntArray) -> FloatArray:
         """[N, S] in the order of `privileged_names`."""
         rows, body = np.arange(len(tops)), self.body
         tools = self.tools(now.readings)
