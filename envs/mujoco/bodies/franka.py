@@ -13,14 +13,13 @@ import numpy as np
 from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.base import Body, Float64, Fragments
 from envs.mujoco.bodies.jointed import Arm, JointedBody
-from envs.mujoco.bodies.parts import Gripper, bar, chain_xml, hand_sensors, joint_sensors, seat, servos
+from envs.mujoco.bodies.parts import Gripper, bar, chain_xml, hand_sensors, joint_sensors, placed, servos
 from envs.mujoco.bodies.weld import Limits, WeldedArm
 from envs.mujoco.chain import Chain, Joint, downward, pose
-from envs.mujoco.widowx import numbers
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 
-BACK, AHEAD = (sqrt(0.5), -sqrt(0.5), 0.0, 0.0), (sqrt(0.5), sqrt(0.5), 0.0, 0.0)
-"""Quarter turns about x."""
+STRAIGHT, BACK, AHEAD = (1.0, 0.0, 0.0, 0.0), (sqrt(0.5), -sqrt(0.5), 0.0, 0.0), (sqrt(0.5), sqrt(0.5), 0.0, 0.0)
+"""No turn, and quarter turns about x."""
 JOINTS = (
     Joint("joint1", (0, 0, 0.333), (0, 0, 1), -2.8973, 2.8973, 2.175),
     Joint("joint2", (0, 0, 0), (0, 0, 1), -1.7628, 1.7628, 2.175, BACK),
@@ -72,10 +71,10 @@ def spec(control: str) -> EmbodimentSpec:
 
 def tree() -> str:
     """The arm's bodies."""
-    hand = f'<body name="hand" pos="{numbers(FLANGE)}" quat="{numbers(HAND)}" gravcomp="1">{GRIPPER.xml("")}</body>'
+    hand = placed("hand", FLANGE, HAND, GRIPPER.xml(""))
     foot = '<geom type="cylinder" pos="0 0 0.06" size="0.07 0.06"/>'
     links = chain_xml(JOINTS, SHAPES.__getitem__, hand, ARMATURE)
-    return f'<body name="base" {seat(CHAIN)} childclass="franka" gravcomp="1">{foot}{links}</body>'
+    return placed("base", BASE, STRAIGHT, f'<frame childclass="franka">{foot}{links}</frame>')
 
 
 class FrankaEE(WeldedArm):

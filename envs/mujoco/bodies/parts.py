@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from envs.mujoco.chain import Chain, Joint
+from envs.mujoco.chain import Joint
 from envs.mujoco.widowx import numbers
 
 PINK, WHITE, DARK = "0.93 0.1 0.85 1", "0.95 0.95 0.95 1", "0.16 0.17 0.19 1"
@@ -111,6 +111,6 @@ def joint_sensors(joints: Sequence[Joint]) -> str:
     return "".join(f'<jointpos joint="{joint.name}"/>' for joint in joints)
 
 
-def seat(chain: Chain) -> str:
-    """Position of a chain's base as MJCF attributes; only for bases that stand straight on the table."""
-    return f'pos="{numbers(chain.base[:3, 3])}"'
+def placed(name: str, origin: Point, quat: Point, content: str) -> str:
+    """A body without joints at `origin` (metres) with orientation `quat` (w, x, y, z)."""
+    return f'<body name="{name}" pos="{numbers(origin)}" quat="{numbers(quat)}" gravcomp="1">{content}</body>'
