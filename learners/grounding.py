@@ -21,6 +21,8 @@ from rl_finetune.types import Observation
 
 METRES = 0.1
 """Unit of the displacement target, so that it is of the order of the image coordinates."""
+ROAM = 2.0
+"""The same for bodies that drive through rooms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +34,13 @@ class GroundingLabels:
     present: Tensor
     """[N, P] bool: in the scene and inside the picture."""
     named: Tensor
-    """[N, 5] target u, v in -1..1, then displacement x, y, z from the tool in units of `METRES`."""
+    """[N, 5] target u, v in -1..1 (at most twice that far outside), then displacement x, y, z from the tool in the
+    body's unit."""
 
     @classmethod
-    def of(cls, observation: Observation, privileged_names: tuple[str, ...]) -> GroundingLabels:
-        """From a simulator's observation; needs its `grounding` and the privileged tool and target positions."""
+    def of(cls, observation: Observation, privileged_names: tuple[str, ...], metres: float = METRES) -> GroundingLabels:
+        """From a simulator's observation; needs its `grounding` and the privileged tool and target positions. `metres`
+        is the unit of displacements."""
         g, state = observation.grounding, observation.privileged
         if g is None or state is None:
             raise ValueError("grounding labels: got an observation without them, expected a simulator that gives them")
@@ -44,7 +48,7 @@ class GroundingLabels:
         target = g.points[rows, g.target]
         column = {name: i for i, name in enumerate(privileged_names)}
         offset = np.stack([state[:, column[f"target_{a}"]] - state[:, column[f"tool_{a}"]] for a in "xyz"], axis=1)
-        named = np.concatenate([2 * target - 1, offset / METRES], axis=1)
+        named = np.concatenate([np.clip(2 * target - 1, -2, 2), offset / metres], axis=1)
         inside = ((g.points >= 0) & (g.points < 1)).all(-1)
         return cls(*map(torch.from_numpy, (g.points, g.present & inside, named.astype(np.float32))))
 

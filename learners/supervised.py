@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from learners.grounding import GroundingHead, GroundingLabels, last_token
+from learners.grounding import METRES, ROAM, GroundingHead, GroundingLabels, last_token
 from rl_finetune.config.schema import StageSection
+from rl_finetune.config.worlds import apportion
 from rl_finetune.policy import QwenVLAPolicy, TorchContext
 from rl_finetune.policy.flow import flow_matching_loss, interpolate
 from rl_finetune.policy.normalisation import channel_mask
@@ -34,7 +35,7 @@ ENCODE_BATCH = 128
 
 @dataclass(frozen=True, slots=True)
 class SupervisedData:
-    """M labelled samples, ready for any stage."""
+    """M labelled samples of one body, ready for any stage."""
 
     observation: Observation
     """M rows."""
@@ -53,7 +54,8 @@ class SupervisedData:
         """From demonstrations [M, H, c] in the environment's units."""
         quantiles = policy.quantiles[observation.embodiment]
         padded = quantiles.normalise(actions, policy.config.decoder.action_width)
-        return cls(observation, torch.from_numpy(padded), GroundingLabels.of(observation, privileged))
+        metres = ROAM if policy.body(observation.embodiment).action.control == "waypoint" else METRES
+        return cls(observation, torch.from_numpy(padded), GroundingLabels.of(observation, privileged, metres))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +78,49 @@ def run_stage(
     stage: StageSection,
     policy: QwenVLAPolicy,
     head: GroundingHead,
-    data: SupervisedData,
+    data: Sequence[SupervisedData],
     *,
     seed: int,
     grounding_weight: float,
     weight_decay: float,
     log: Callable[[StepLog], None],
     log_every: int = 25,
+    shares: Sequence[float] | None = None,
 ) -> None:
-    """Train the stage's part of `policy` (and `head`) in place."""
+    """Train the stage's part of `policy` (and `head`) in place.
+
+    Every batch holds samples of every body: their losses are means over their own samples, channels and steps, weighted
+    by how many of the batch they are.
+
+    Args:
+        stage: what and how long.
+        policy, head: trained.
+        data: of each body.
+        seed: of batches and noise.
+        grounding_weight: weight of grounding beside the flow loss, in stages with both.
+        weight_decay: decoupled.
+        log: told every `log_every` steps.
+        log_every: steps.
+        shares: of each body in a batch; None is the same for all.
+    """
     parameters = _trainable(stage.train, policy, head)
     optimizer = torch.optim.AdamW(parameters, lr=stage.lr, betas=(0.9, 0.95), weight_decay=weight_decay)
-    loss_of = _objective(stage, policy, head, data, grounding_weight, torch.Generator().manual_seed(seed))
-    batches = _batches(min(stage.demonstrations or len(data), len(data)), stage.batch, seed)
+    rng = torch.Generator().manual_seed(seed)
+    losses = [_objective(stage, policy, head, part, grounding_weight, rng) for part in data]
+    sizes = apportion(stage.batch, shares or [1.0] * len(data))
+    batches = [
+        _batches(min(stage.demonstrations or len(part), len(part)), size, seed + 1000 * number)
+        for number, (part, size) in enumerate(zip(data, sizes, strict=True))
+    ]
     start, window = time.monotonic(), []
     for step in range(1, stage.steps + 1):
         lr = stage.lr * _schedule(step / stage.steps)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss, error = loss_of(next(batches))
         optimizer.zero_grad()
-        loss.backward()
+        window.append(_backward(losses, [next(batch) for batch in batches]))
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        window.append((loss.item(), error))
         if step % log_every == 0 or step == stage.steps:
             elapsed = time.monotonic() - start
             mean_loss, mean_error = np.mean(window, axis=0)
@@ -109,6 +130,19 @@ def run_stage(
 
 Objective = Callable[[Tensor], tuple[Tensor, float]]
 """Sample indices [B] -> loss, pixel error."""
+
+
+def _backward(losses: list[Objective], rows: list[Tensor]) -> tuple[float, float]:
+    """Add up the gradients of all bodies; loss and pixel error of the whole batch."""
+    total = sum(len(index) for index in rows)
+    found = []
+    for loss_of, index in zip(losses, rows, strict=True):
+        loss, error = loss_of(index)
+        share = len(index) / total
+        (loss * share).backward()
+        found.append((loss.item() * share, error * share))
+    loss_sum, error_sum = np.sum(found, axis=0)
+    return float(loss_sum), float(error_sum)
 
 
 def _objective(
@@ -123,16 +157,19 @@ def _objective(
     tokenise = policy.eyes.tokenise
     contexts = encode_all(policy, data.observation, stage.demonstrations) if stage.train == "decoder" else None
 
+    def first(visual: Tensor) -> Tensor:
+        return visual[:, : visual.shape[1] // len(body.views)]
+
     def vision(index: Tensor) -> tuple[Tensor, float]:
         visual = policy.eyes.see(tokenise(data.observation.rows(index.numpy()), body))
-        return head.dense_loss(visual, data.labels.rows(index)), math.nan
+        return head.dense_loss(first(visual), data.labels.rows(index)), math.nan
 
     def grounding(index: Tensor) -> tuple[Tensor, float, TorchContext]:
         inputs = tokenise(data.observation.rows(index.numpy()), body)
         visual = policy.eyes.see(inputs)
         hidden = policy.eyes.read(inputs, visual)
         labels, last = data.labels.rows(index), last_token(hidden, inputs.mask)
-        loss = head.dense_loss(visual, labels) + head.named_loss(last, labels)
+        loss = head.dense_loss(first(visual), labels) + head.named_loss(last, labels)
         return loss, head.pixel_error(last, labels).mean().item(), TorchContext(hidden, inputs.mask, inputs.positions)
 
     def acting(index: Tensor, context: TorchContext) -> Tensor:

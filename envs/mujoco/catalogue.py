@@ -6,10 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from envs.mujoco.bodies.aloha import Aloha
+from envs.mujoco.bodies.base import Body
+from envs.mujoco.bodies.franka import FrankaEE, FrankaJoint
+from envs.mujoco.bodies.upper_body import UpperBody
 from envs.mujoco.bodies.widowx import WidowX
-from envs.mujoco.options import ReachOptions, WorldOptions
+from envs.mujoco.options import Controls, FrankaReachOptions, MovingOptions, ReachOptions, WorldOptions
 from envs.mujoco.task import Task
-from envs.mujoco.tasks.reach import Reach
+from envs.mujoco.tasks.navigate import Navigate, NavigateOptions
+from envs.mujoco.tasks.reach import PACE, Reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +27,39 @@ class World:
     """Options -> task."""
 
 
-def _widowx_reach(chosen: ReachOptions) -> Task:
-    return Reach(WidowX(), "widowx_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=32)
+def _reach(name: str, body: Callable[[], Body], time_limit: int, pace: float = PACE) -> World:
+    def task(chosen: ReachOptions) -> Task:
+        return Reach(
+            body(), name, image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=time_limit, pace=pace
+        )
+
+    return World(ReachOptions, task)
 
 
-WORLDS: dict[str, World] = {"widowx_reach": World(ReachOptions, _widowx_reach)}
+def _franka_reach(chosen: FrankaReachOptions) -> Task:
+    return Reach(
+        franka(chosen.control), "franka_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=64
+    )
+
+
+def _widowx_moving(chosen: MovingOptions) -> Task:
+    return Reach(
+        WidowX(), "widowx_moving", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=32,
+        block_speed=chosen.block_speed,
+    )  # fmt: skip
+
+
+def franka(control: Controls) -> Body:
+    """The Franka-like arm in one of its control modes."""
+    return FrankaEE() if control == "delta_ee" else FrankaJoint()
+
+
+WORLDS: dict[str, World] = {
+    "widowx_reach": _reach("widowx_reach", WidowX, 32),
+    "widowx_moving": World(MovingOptions, _widowx_moving),
+    "franka_reach": World(FrankaReachOptions, _franka_reach),
+    "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
+    "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
+    "rover_navigate": World(NavigateOptions, Navigate),
+}
 """Name -> world. A new one is a line here."""

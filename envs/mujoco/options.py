@@ -13,6 +13,7 @@ FINEST = 0.005
 COARSEST = 0.045
 """Largest: neighbouring blocks stay apart."""
 Engines = Literal["mujoco", "mujoco_warp"]
+Controls = Literal["delta_ee", "joint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,30 @@ class ReachOptions(WorldOptions):
     def __post_init__(self) -> None:
         WorldOptions.__post_init__(self)
         within("tolerance", self.tolerance, FINEST, COARSEST, "metres")
+
+
+@dataclass(frozen=True, slots=True)
+class MovingOptions(ReachOptions):
+    """Of worlds in which the blocks slide."""
+
+    block_speed: float = 0.04
+    """Metres a second at which blocks slide across the table, at most."""
+
+    def __post_init__(self) -> None:
+        ReachOptions.__post_init__(self)
+        within("block_speed", self.block_speed, 0.001, 0.15, "metres a second")
+
+
+@dataclass(frozen=True, slots=True)
+class FrankaReachOptions(ReachOptions):
+    """Of the arm with two control modes."""
+
+    control: Controls = "delta_ee"
+    """`delta_ee` (robot tag `franka_ee`) or `joint` (`franka_joint`)."""
+
+    def __post_init__(self) -> None:
+        ReachOptions.__post_init__(self)
+        one_of("control", self.control, get_args(Controls))
 
 
 def one_of(name: str, got: object, allowed: tuple[object, ...]) -> None:

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from rl_finetune.config.objectives import AnyObjective, ObjectiveSection, PPOSection
 from rl_finetune.config.section import Section, require
+from rl_finetune.config.worlds import EnvSection, check_worlds
 
 
 class PolicySection(Section):
@@ -21,17 +22,6 @@ class PolicySection(Section):
     """Folder of a trained adapter (written by `train`) to load on top; null loads none."""
     guidance: float | None = Field(None, ge=0)
     """beta of an advantage-conditioned adapter when it acts; null takes what was trained with."""
-
-
-class EnvSection(Section):
-    """The world."""
-
-    name: str = "widowx_reach"
-    """Registered environment."""
-    num_envs: int = Field(128, ge=1)
-    """Environments in all, spread over the actors."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Options of that environment, for example `image_size` or `tolerance`."""
 
 
 class RolloutSection(Section):
@@ -241,7 +231,7 @@ class TrainConfig(Section):
         actors, learners = self.rollout.num_actors, self.learner.num_learners
         envs, minibatch = self.env.num_envs, self.objective.minibatch
         batch, steps = envs * self.rollout.chunks, self.rollout.denoising_steps
-        require(envs >= actors, "env.num_envs", envs, f"at least rollout.num_actors = {actors}")
+        check_worlds(self.env, actors, self.objective.group_size)
         require(
             minibatch <= batch, "objective.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}"
         )
@@ -252,6 +242,7 @@ class TrainConfig(Section):
         require(steps > 1, "rollout.denoising_steps", steps, "at least 2: Flow-SDE has no finite first step with one")
         require(len(self.lora.parts) > 0, "lora.parts", self.lora.parts, "decoder, backbone, or both")
         _check_law(self.exploration, self.objective, steps)
+        _check_measured(self.exploration, self.env)
         _check_objective(self)
         return self
 
@@ -277,10 +268,18 @@ def _check_law(law: ExplorationSection, objective: ObjectiveSection, steps: int)
         require(allowed, "exploration.law", law.law, "flow_sde or calibrated: the objective scores one transition")
 
 
+def _check_measured(law: ExplorationSection, env: EnvSection) -> None:
+    """Levels and odds are measured in one world, in its action units."""
+    several, expected = len(env.mix) > 1, "numbers where env.mix has several worlds: each would measure others"
+    require(
+        not several or law.law != "calibrated" or law.levels is not None, "exploration.levels", law.levels, expected
+    )
+    require(not several or law.odds != "contribution", "exploration.odds", law.odds, expected)
+
+
 def _check_objective(job: TrainConfig) -> None:
     objective, terms, source = job.objective, job.regularisers, job.rollout.source
-    envs, size, epochs = job.env.num_envs, objective.group_size, objective.replay
-    require(envs % size == 0, "objective.group_size", size, f"a divisor of env.num_envs = {envs}")
+    epochs = objective.replay
     grouped = objective.credit != "gae"
     kind = job.critic.kind
     require(not grouped or kind in ("auto", "none"), "critic.kind", kind, f"none: {objective.name} compares groups")
@@ -313,8 +312,25 @@ class EvaluateConfig(Section):
     """GPUs of each process."""
     shuffle: Literal["none", "images", "instructions"] = "none"
     """Break the link between what is asked and what is seen: a policy that uses both must drop to chance."""
+    prompt_as: str | dict[str, str] | None = None
+    """Robot tag that the prompt names in place of the true one, everywhere or by world: its arms, rate and chunk size
+    too. Pictures, views, action normalisation and mask stay the true body's. A policy that minds the words must get
+    worse. null tells the truth."""
     output: str | None = None
     """Where the evaluation file goes; null prints only."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> EvaluateConfig:
+        labels = list(self.env.labels)
+        if self.env.mix:
+            check_worlds(self.env, self.num_actors, by="num_actors")
+        for label in self.prompt_as if isinstance(self.prompt_as, dict) else ():
+            require(label in labels, "prompt_as", label, f"worlds among {labels}")
+        return self
+
+    def told(self, label: str) -> str | None:
+        """The robot tag that the prompt names in that world; None is the true one."""
+        return self.prompt_as.get(label) if isinstance(self.prompt_as, dict) else self.prompt_as
 
 
 class StageSection(Section):
@@ -341,11 +357,14 @@ class SFTConfig(Section):
     """`rl-finetune sft`: train a policy by flow matching on expert demonstrations."""
 
     env: EnvSection = EnvSection()
-    """World that the expert acts in."""
+    """World that the expert acts in, or several; a mix's shares are those of its worlds in every batch."""
     start: str | None = None
-    """Policy to start from; null begins with a freshly initialised tiny policy."""
+    """Policy to start from, which is taught the bodies that it does not know yet; null begins with a freshly initialised
+    tiny policy."""
+    decoder_depth: int | None = Field(None, ge=1)
+    """Blocks of the action decoder; where the starting policy has another number its decoder starts afresh."""
     demonstrations: int = Field(20_000, ge=1)
-    """Expert chunks to collect."""
+    """Expert chunks to collect in each world."""
     expert_noise: float = Field(0.02, ge=0)
     """Standard deviation in metres of what disturbs the executed displacement; labels stay the expert's."""
     stages: list[StageSection] = Field(min_length=1)

@@ -6,15 +6,18 @@ This is the one file that imports transformers. The image processor and the prom
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import AutoTokenizer, Qwen3_5Config, Qwen3_5ForConditionalGeneration, Qwen3_5Tokenizer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -28,6 +31,7 @@ from rl_finetune.types import ImageArray, Observation
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
+NO_LENGTHS: Mapping[str, int] = MappingProxyType({})
 END_OF_TEXT, IM_START, IM_END, VIDEO_PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|video_pad|>"
 
 
@@ -59,12 +63,23 @@ class _PromptRow:
 class Backbone(nn.Module):
     """Qwen3.5 with its tokenizer; turns observations into hidden states of fixed length L."""
 
-    def __init__(self, model: Qwen3_5ForConditionalGeneration, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(
+        self, model: Qwen3_5ForConditionalGeneration, tokenizer: Any, max_tokens: int, lengths: Mapping[str, int]
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: Qwen3.5.
+            tokenizer: its tokenizer, which knows the view tags.
+            max_tokens: L.
+            lengths: robot tag -> another L, for bodies that have one.
+        """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
-        self._rows: dict[tuple[str, int, int], _PromptRow] = {}
+        self.lengths = dict(lengths)
+        self._rows: dict[tuple[str, int, int, int], _PromptRow] = {}
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +104,8 @@ class Backbone(nn.Module):
                 do="set the environment's image_size accordingly",
             )
         grid = torch.tensor([[1, height // vision.patch_size, width // vision.patch_size]])
-        rows = [self._row(body, text, grid) for text in observation.instruction]
+        length = self.lengths.get(observation.embodiment, self.max_tokens)
+        rows = [self._row(body, text, grid, length) for text in observation.instruction]
         device = self.device
         return BackboneInputs(
             input_ids=torch.stack([row.input_ids for row in rows]).to(device),
@@ -98,6 +114,15 @@ class Backbone(nn.Module):
             pixels=patchify(pictures.reshape(-1, height, width, 3), vision).to(device),
             grid=grid.expand(len(rows) * len(body.views), 3).to(device),
         )
+
+    def count(self, text: str) -> int:
+        """Tokens of a prompt."""
+        return len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def visual_tokens(self, image_size: int) -> int:
+        """Tokens that a square picture of that many pixels becomes."""
+        vision = self.model.config.vision_config
+        return int((image_size // (vision.patch_size * vision.spatial_merge_size)) ** 2)
 
     def see(self, inputs: BackboneInputs) -> Tensor:
         """Vision tower alone: [N, S, D] visual tokens as they enter the language model."""
@@ -120,27 +145,27 @@ class Backbone(nn.Module):
         """Final normed hidden states [N, L, D], zero on padding."""
         return self.read(inputs, self.see(inputs))
 
-    def _row(self, body: EmbodimentSpec, instruction: str, grid: Tensor) -> _PromptRow:
+    def _row(self, body: EmbodimentSpec, instruction: str, grid: Tensor, length: int) -> _PromptRow:
         side = self.model.config.vision_config.spatial_merge_size
         tokens = int(grid.prod()) // side**2
         text = prompt(body, instruction, tokens)
-        key = (text, int(grid[0, 1]), int(grid[0, 2]))
+        key = (text, int(grid[0, 1]), int(grid[0, 2]), length)
         if key not in self._rows:
-            self._rows[key] = self._tokenise_text(text, grid.expand(len(body.views), 3))
+            self._rows[key] = self._tokenise_text(text, grid.expand(len(body.views), 3), length)
         return self._rows[key]
 
-    def _tokenise_text(self, text: str, grid: Tensor) -> _PromptRow:
+    def _tokenise_text(self, text: str, grid: Tensor, length: int) -> _PromptRow:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) > self.max_tokens:
+        if len(ids) > length:
             raise UserError(
                 "prompt is longer than the policy's context",
                 got=f"{len(ids)} tokens",
-                expected=f"at most {self.max_tokens}",
-                do="raise max_context_tokens in the policy's config.json, or use smaller pictures",
+                expected=f"at most {length}",
+                do="raise max_context_tokens or context_tokens in the policy's config.json, or use smaller pictures",
             )
-        input_ids = torch.full((1, self.max_tokens), self.tokenizer.pad_token_id)
+        input_ids = torch.full((1, length), self.tokenizer.pad_token_id)
         input_ids[0, : len(ids)] = torch.tensor(ids)
-        mask = torch.arange(self.max_tokens)[None] < len(ids)
+        mask = torch.arange(length)[None] < len(ids)
         types = (input_ids == self.model.config.image_token_id).int()
         positions, _ = self.model.model.get_rope_index(input_ids, types, image_grid_thw=grid, attention_mask=mask.int())
         return _PromptRow(input_ids[0], mask[0], positions[:, 0])
@@ -165,7 +190,13 @@ def patchify(images: ImageArray, vision: Any) -> Tensor:
     return x.reshape(m * (h // p) * (w // p), -1)
 
 
-def build_backbone(arguments: dict[str, Any], tokenizer: Any, max_tokens: int, dtype: torch.dtype) -> Backbone:
+def build_backbone(
+    arguments: dict[str, Any],
+    tokenizer: Any,
+    max_tokens: int,
+    dtype: torch.dtype,
+    lengths: Mapping[str, int] = NO_LENGTHS,
+) -> Backbone:
     """A freshly initialised backbone from `Qwen3_5Config` arguments."""
     ids = {
         "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_PAD),
@@ -174,10 +205,16 @@ def build_backbone(arguments: dict[str, Any], tokenizer: Any, max_tokens: int, d
         "vision_end_token_id": tokenizer.convert_tokens_to_ids(VISION_END),
     }
     model = Qwen3_5ForConditionalGeneration(Qwen3_5Config(**arguments, **ids)).to(dtype)
-    return Backbone(model, tokenizer, max_tokens)
+    return Backbone(model, tokenizer, max_tokens, lengths)
 
 
-def load_backbone(name_or_path: str, max_tokens: int, dtype: torch.dtype, views: tuple[str, ...]) -> Backbone:
+def load_backbone(
+    name_or_path: str,
+    max_tokens: int,
+    dtype: torch.dtype,
+    views: tuple[str, ...],
+    lengths: Mapping[str, int] = NO_LENGTHS,
+) -> Backbone:
     """Pretrained weights and tokenizer from a local folder or a hub id, such as `Qwen/Qwen3.5-4B`.
 
     View tags that the tokenizer does not know are added to it, and the embedding grows if it has to.
@@ -208,7 +245,7 @@ def load_backbone(name_or_path: str, max_tokens: int, dtype: torch.dtype, views:
     tokenizer.add_special_tokens({"additional_special_tokens": tags})
     if len(tokenizer) > model.config.text_config.vocab_size:
         model.resize_token_embeddings(len(tokenizer))
-    return Backbone(model, tokenizer, max_tokens)
+    return Backbone(model, tokenizer, max_tokens, lengths)
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
@@ -237,6 +274,23 @@ def tiny_tokenizer(corpus: list[str], views: tuple[str, ...], vocab_size: int) -
     specials = [IM_START, IM_END, VISION_START, VISION_END, IMAGE_PAD, VIDEO_PAD, *tags]
     tokenizer.add_special_tokens({"additional_special_tokens": specials})
     return tokenizer
+
+
+def add_words(backbone: Backbone, texts: Iterable[str]) -> int:
+    """Give whole words of `texts` that the tokenizer would spell out a token each, as far as the embedding has rows.
+
+    For small vocabularies: the words of a new body's prompt then cost a token each. Returns how many were added.
+    """
+    tokenizer, known = backbone.tokenizer, backbone.tokenizer.backend_tokenizer
+    room = backbone.model.config.text_config.vocab_size - len(tokenizer)
+    counted = Counter(
+        text[first:last]
+        for text in texts
+        for _, (first, last) in known.pre_tokenizer.pre_tokenize_str(text)
+        if len(tokenizer(text[first:last], add_special_tokens=False)["input_ids"]) > 1
+    )
+    words = [AddedToken(word, normalized=False) for word, _ in counted.most_common(max(room, 0))]
+    return int(tokenizer.add_tokens(words))
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:

@@ -65,6 +65,9 @@ class QwenVLAConfig:
     """Bodies that the policy was trained for."""
     max_context_tokens: int = 512
     """L: every prompt is right-padded to this many tokens, so that rollout and update share shapes and rounding."""
+    context_tokens: dict[str, int] = field(default_factory=dict)
+    """Robot tag -> L of bodies whose prompts are padded to another length (more views, fewer words). It must not depend
+    on anything else of a batch, or rollout and update would round differently."""
     num_steps: int = 4
     """Euler steps of the sampler."""
     dtype: str = "bfloat16"

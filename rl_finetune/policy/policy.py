@@ -124,7 +124,8 @@ class QwenVLAPolicy(nn.Module):
         """Freshly initialised weights; the caller seeds torch."""
         from rl_finetune.policy.backbone import build_backbone
 
-        backbone = build_backbone(config.backbone, tokenizer, config.max_context_tokens, getattr(torch, config.dtype))
+        dtype = getattr(torch, config.dtype)
+        backbone = build_backbone(config.backbone, tokenizer, config.max_context_tokens, dtype, config.context_tokens)
         return cls(config, backbone, quantiles)
 
     @classmethod
@@ -194,17 +195,24 @@ class QwenVLAPolicy(nn.Module):
         """Where the weights are."""
         return self.value_head.weight.device
 
-    def encode(self, observation: Observation) -> TorchContext:
-        """Run the backbone: the costly part, reusable while the backbone is frozen."""
-        inputs = self.eyes.tokenise(observation, self.body(observation.embodiment))
+    def encode(self, observation: Observation, prompt_as: str | None = None) -> TorchContext:
+        """Run the backbone: the costly part, reusable while the backbone is frozen.
+
+        Args:
+            observation: N robots of one embodiment.
+            prompt_as: another robot tag for the prompt's sentence (tag, arms, rate, chunk size); views stay the body's.
+        """
+        body = self.body(observation.embodiment)
+        told = body if prompt_as is None else replace(self.body(prompt_as), views=body.views)
+        inputs = self.eyes.tokenise(observation, told)
         return TorchContext(self.eyes(inputs).float(), inputs.mask, inputs.positions)
 
-    def look(self, observation: Observation) -> Seen:
+    def look(self, observation: Observation, prompt_as: str | None = None) -> Seen:
         """`encode` as this policy acts: with advice in the prompt too where it is guided."""
-        seen = self.encode(observation)
+        seen = self.encode(observation, prompt_as)
         if self.guidance is None:
             return seen
-        return Advised(seen, *(self.encode(advise(observation, word)) for word in ADVICE))
+        return Advised(seen, *(self.encode(advise(observation, word), prompt_as) for word in ADVICE))
 
     def prepare(self, context: TorchContext, horizon: int) -> Prepared:
         """Decoder-side preparation, once per chunk."""
@@ -331,7 +339,8 @@ def _load_backbone(config: QwenVLAConfig, source: str) -> Backbone:
     from rl_finetune.policy.backbone import load_backbone
 
     views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
-    return load_backbone(source, config.max_context_tokens, getattr(torch, config.dtype), views)
+    dtype = getattr(torch, config.dtype)
+    return load_backbone(source, config.max_context_tokens, dtype, views, config.context_tokens)
 
 
 ADVICE = ("positive", "negative")

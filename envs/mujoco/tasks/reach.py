@@ -25,6 +25,8 @@ START_HEIGHT = (0.12, 0.21)
 BLOCK_SPACING = 0.09
 START_CLEARANCE = 0.10
 PHRASES = ("reach the {c} block", "touch the {c} block", "move the gripper to the {c} block")
+PACE = 0.225
+"""Metres a second at which an expert moves, unless told otherwise."""
 LANDING = 0.004
 """Metres above the block's top at which the expert's motion ends: there the fingertips touch it."""
 CLOSE_AT = 0.10
@@ -69,7 +71,15 @@ class Reach(Tabletop):
     """Three of four coloured blocks on the table, one of them named."""
 
     def __init__(
-        self, body: Body, name: str, *, image_size: int, tolerance: float, time_limit: int, block_speed: float = 0.0
+        self,
+        body: Body,
+        name: str,
+        *,
+        image_size: int,
+        tolerance: float,
+        time_limit: int,
+        pace: float = PACE,
+        block_speed: float = 0.0,
     ) -> None:
         """Describe the task.
 
@@ -79,11 +89,12 @@ class Reach(Tabletop):
             image_size: side of the pictures in pixels.
             tolerance: metres between a tool and the top of a block that count as reached.
             time_limit: control steps.
+            pace: metres a second at which the expert moves.
             block_speed: metres a second at which blocks slide, at most; 0 leaves them where they are.
         """
         super().__init__(body)
         self.tolerance, self.block_speed = tolerance, block_speed
-        self.speed = 0.225 / body.embodiment.action.rate
+        self.speed = pace / body.embodiment.action.rate
         self.spec = EnvSpec(
             name=name, embodiment=body.embodiment, image_size=image_size, time_limit=time_limit,
             privileged=(*self.privileged_names(), *(self._speed_names() if block_speed else ())),
@@ -113,7 +124,7 @@ class Reach(Tabletop):
         target = int(colours[rng.integers(BLOCKS)])
         phrase = PHRASES[rng.integers(len(PHRASES))]
         yaw = rng.uniform(-np.pi / 4, np.pi / 4, len(COLOURS))
-        tools = _starts(rng, tops[colours], self.body.boxes)
+        tools = starts(rng, tops[colours], self.body.boxes)
         speed = self._speeds(rng)
         facts = np.concatenate([tops.ravel(), present, [target], yaw, speed.ravel()])
         qpos, aim, own = self.body.rest(tools)
@@ -217,7 +228,7 @@ def spread(rng: np.random.Generator, count: int = BLOCKS, edge: float = BLOCK_ED
             return np.column_stack([centres, np.full(count, edge)])
 
 
-def _starts(rng: np.random.Generator, tops: Float64, boxes: Float64) -> Float64:
+def starts(rng: np.random.Generator, tops: Float64, boxes: Float64) -> Float64:
     """Where each tool [hands, 3] begins: above the table, clear of the blocks."""
     tools = np.zeros((len(boxes), 3))
     for hand, box in enumerate(boxes):
