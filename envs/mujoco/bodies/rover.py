@@ -165,6 +165,14 @@ def to_base(pose: Float64, points: Float64) -> Float64:
     return np.stack([cos * x + sin * y, cos * y - sin * x], -1)
 
 
+def eye(pose: Float64) -> tuple[Float64, Float64]:
+    """Place [N, 3] and frame [N, 3, 3] (rows right, up, backward) of the camera on bases at `pose` [N, 3]."""
+    cos, sin, none = np.cos(pose[:, 2]), np.sin(pose[:, 2]), np.zeros(len(pose))
+    right = np.stack([sin, -cos, none], -1)
+    up = np.stack([np.sin(TILT) * cos, np.sin(TILT) * sin, none + np.cos(TILT)], -1)
+    return np.column_stack([pose[:, :2], none + EYE]), np.stack([right, up, np.cross(right, up)], 1)
+
+
 def wrap(angle: Float64) -> Float64:
     """Angles in radians brought into -pi..pi."""
     wrapped: Float64 = (angle + np.pi) % (2 * np.pi) - np.pi

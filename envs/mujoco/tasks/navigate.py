@@ -12,12 +12,12 @@ import numpy as np
 
 from envs.base import Disturbance
 from envs.mujoco.bodies import rover
-from envs.mujoco.camera import project
+from envs.mujoco.camera import OUTSIDE, project
 from envs.mujoco.options import WorldOptions, one_of, within
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
 from envs.mujoco.tasks import pilot, rooms
 from envs.mujoco.tasks.tabletop import COLOURS
-from envs.mujoco.tasks.ways import FAR, shortest
+from envs.mujoco.tasks.ways import FAR, shortest, through
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
 
@@ -160,9 +160,12 @@ class Navigate(Task):
         return Things((*COLOURS, "tool"), points, present, self._target(now))
 
     def seen_at(self, now: Now, points: Float64) -> Float64:
-        """See `Task.seen_at`."""
+        """See `Task.seen_at`; what an inner wall hides is nowhere in the picture."""
         place, frame = rover.eye(now.readings[:, :3])
-        return project(place, frame, rover.FOVY, points)
+        seen, eye = np.ones(points.shape[:2], bool), place[:, None, :2]
+        for plane, door in zip(rooms.planes(self.options.rooms), now.facts[:, 2:].T, strict=True):
+            seen &= through(eye, points[..., :2], plane, door[:, None], rooms.DOOR / 2)
+        return np.where(seen[..., None], project(place, frame, rover.FOVY, points), OUTSIDE)
 
     def measures(self, now: Now, success: BoolArray) -> Mapping[str, FloatArray]:
         """`oracle_success` (0 or 1), `spl` (arXiv 1807.06757, section 3) and `distance`, the way that is left to the

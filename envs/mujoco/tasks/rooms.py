@@ -15,7 +15,7 @@ from rl_finetune.types import BoolArray
 
 ROOM = 4.0
 """Metres, length and width of a room."""
-WALL, TALL = 0.1, 2.5
+WALL, TALL = 0.1, 4.0
 """Metres, thickness and height of the walls."""
 DOOR = 1.0
 """Metres, width of a doorway."""

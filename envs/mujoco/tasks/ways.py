@@ -78,14 +78,14 @@ def _free(points: Float64, start: Float64, ground: Ground) -> Float64:
     a, b = points[:, :, None], points[:, None]
     inside = (np.abs(points[:, 2:]) <= ground.half - EDGE).all(-1)
     usable = np.concatenate([np.ones((len(points), 2), bool), inside], 1)
-    free = usable[:, :, None] & usable[:, None]
+    free = usable[:, :, None] & usable[:, None] & ~np.eye(points.shape[1], dtype=bool)
     for box in np.moveaxis(ground.boxes, 1, 0):
         # a base that already stands nearer, as after a bump, may leave but not go nearer still
         near = np.minimum(CLEARANCE, 0.999 * np.linalg.norm(start - box, axis=-1))
         free &= _distance(a, b, box[:, None, None]) >= near[:, None, None]
     for plane, door in zip(ground.planes, ground.doors.T, strict=True):
         for face in (plane - APPROACH, plane + APPROACH):
-            free &= _through(a, b, face, door[:, None, None])
+            free &= through(a, b, face, door[:, None, None], OPENING)
     return np.where(free, np.linalg.norm(b - a, axis=-1), np.inf)
 
 
@@ -98,11 +98,11 @@ def _distance(a: Float64, b: Float64, centre: Float64) -> Float64:
     return gap
 
 
-def _through(a: Float64, b: Float64, face: float, door: Float64) -> BoolArray:
-    """Whether lines that cross x = `face` do so in the doorway around y = `door`."""
+def through(a: Float64, b: Float64, face: float, door: Float64, opening: float) -> BoolArray:
+    """Whether lines from `a` to `b` [..., 2] that cross x = `face` do so within `opening` of y = `door` [...]."""
     before, after = a[..., 0] - face, b[..., 0] - face
     crosses = (np.minimum(before, after) < -1e-9) & (np.maximum(before, after) > 1e-9)
     share = before / np.where(crosses, before - after, 1.0)
     y = a[..., 1] + share * (b[..., 1] - a[..., 1])
-    passed: BoolArray = ~crosses | (np.abs(y - door) <= OPENING + 1e-9)
+    passed: BoolArray = ~crosses | (np.abs(y - door) <= opening + 1e-9)
     return passed
