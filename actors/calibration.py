@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -32,16 +33,24 @@ def measured(job: TrainConfig) -> tuple[TrainConfig, Calibration]:
     Raises:
         UserError: policy or environment cannot be used, or the law cannot be made that wide.
     """
-    player = Player(job.policy, job.env, job.evaluation, min(SAMPLE, job.env.num_envs))
+    (world,) = job.env.worlds()  # settings of several worlds that nobody measured are refused
+    player = Player(job.policy, [replace(world, env_ids=world.env_ids[:SAMPLE])], job.evaluation)
     try:
-        return measured_with(player, job)
+        return measured_with(_Placed(player.policy, player.seats[0].env, player.seats[0].body), job)
     finally:
         player.close()
 
 
 class Seated(Protocol):
-    """A policy in its world; `Player` is one."""
+    """A policy in its world."""
 
+    policy: QwenVLAPolicy
+    env: VectorEnv
+    body: EmbodimentSpec
+
+
+@dataclass(slots=True)
+class _Placed:
     policy: QwenVLAPolicy
     env: VectorEnv
     body: EmbodimentSpec

@@ -1,4 +1,4 @@
-"""The remote actor: one process with its share of the environments, a renderer and a copy of the policy.
+"""The remote actor: one process with its share of the environments of each world and a copy of the policy.
 
 A thin shell over `rollout.collect` and `Player`, in the shape that RLlib's fault-tolerant EnvRunner group wants.
 """
@@ -15,10 +15,11 @@ from ray.rllib.env.env_runner import EnvRunner
 from actors import rollout
 from actors.evaluator import EpisodeResults
 from actors.film import Film
-from actors.player import Player
+from actors.player import Player, Seat
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.policy.adapters import equip, load_trained_state, set_version
 from rl_finetune.policy.laws import law_of
+from rl_finetune.spec import shared_state
 from rl_finetune.types import IntArray, SeedKeys, Trajectory
 from rl_finetune.weights import TrainedWeights
 
@@ -32,36 +33,39 @@ class FlowEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.job = TrainConfig.model_validate(config.env_config[JOB_KEY])
-        self.env_ids = shares(self.job.env.num_envs, self.num_workers)[self.worker_index - 1]
-        job, gpus = self.job, self.job.rollout.gpus
-        self.player = Player(job.policy, job.env, job.evaluation, len(self.env_ids), gpus=gpus)
-        adapted = equip(self.player.policy, job, len(self.player.env.spec.privileged))
+        job, holders = self.job, max(self.num_workers, 1)
+        worlds = [w.share(self.worker_index - 1, holders) for w in job.env.worlds(job.objective.group_size)]
+        self.player = Player(job.policy, worlds, job.evaluation, gpus=job.rollout.gpus)
+        adapted = equip(self.player.policy, job, shared_state([seat.env.spec for seat in self.player.seats]))
         self.player.policy = adapted.to(self.player.policy.device).eval()
         self.version = 0
         self.law = law_of(job)
 
-    def sample(self, *, round_number: int = 0, **_: Any) -> Trajectory:
-        """One round from fresh episodes; their numbers leave room for those begun within earlier rounds."""
-        chunks = self.job.rollout.chunks
-        episode = np.full(len(self.env_ids), round_number * chunks, np.int64)
+    def sample(self, *, round_number: int = 0, **_: Any) -> list[Trajectory]:
+        """One round in each world, from fresh episodes; their numbers leave room for those begun in earlier rounds."""
+        return [self._collect(seat, round_number * self.job.rollout.chunks) for seat in self.player.seats]
+
+    def _collect(self, seat: Seat, episode: int) -> Trajectory:
+        ids = seat.world.env_ids
         return rollout.collect(
             self.player.policy,
-            self.player.env,
-            SeedKeys(self.job.run.seed, self.env_ids, episode, self.job.objective.group_size),
-            chunks=chunks,
-            body=self.player.body,
+            seat.env,
+            SeedKeys(self.job.run.seed, ids, np.full_like(ids, episode), self.job.objective.group_size),
+            chunks=self.job.rollout.chunks,
+            body=seat.body,
             law=self.law,
             cache_contexts="backbone" not in self.job.lora.parts,
             policy_version=self.version,
+            world=seat.world.label,
         )
 
-    def play(self, episodes: IntArray) -> EpisodeResults:
-        """Held-out episodes by number [M], under the present weights."""
-        return self.player.play(episodes)
+    def play(self, world: int, episodes: IntArray) -> EpisodeResults:
+        """Held-out episodes by number [M] of one world, under the present weights."""
+        return self.player.play(world, episodes)
 
-    def film(self, episodes: IntArray) -> list[Film]:
+    def film(self, world: int, episodes: IntArray) -> list[Film]:
         """The same held-out episodes, frame by frame."""
-        return self.player.film(episodes)
+        return self.player.film(world, episodes)
 
     def assert_healthy(self) -> None:
         """Raise unless construction went through."""
@@ -85,10 +89,5 @@ class FlowEnvRunner(EnvRunner):
             set_version(self.player.policy, self.job, self.version)
 
     def stop(self) -> None:
-        """Close the renderer."""
+        """Close the renderers."""
         self.player.close()
-
-
-def shares(num_envs: int, num_actors: int) -> list[IntArray]:
-    """Global numbers of the environments that each actor holds."""
-    return np.array_split(np.arange(num_envs, dtype=np.int64), num_actors)

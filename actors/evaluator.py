@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,24 +13,49 @@ from envs import VectorEnv
 from rl_finetune.keys import Stream, generator
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.spec import handshake
-from rl_finetune.types import BoolArray, IntArray, Observation, SeedKeys
+from rl_finetune.types import BoolArray, Failure, FloatArray, IntArray, Observation, SeedKeys
 
 Shuffle = Literal["none", "images", "instructions"]
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeResults:
-    """Outcome of each allotted episode, in the order of environments."""
+    """Outcome of each allotted episode of one world, in the order of environments."""
 
     success: BoolArray
-    """[N]."""
+    """[N]; False where the world broke down."""
     steps: IntArray
     """[N] environment steps."""
+    failures: tuple[Failure | None, ...]
+    """[N] who broke down and why, None where nobody did."""
+    measures: Mapping[str, FloatArray]
+    """Name -> [N] what else the task reports; NaN where it reports nothing."""
+
+    def first(self, n: int) -> EpisodeResults:
+        """The first `n` episodes."""
+        measures = {name: values[:n] for name, values in self.measures.items()}
+        return EpisodeResults(self.success[:n], self.steps[:n], self.failures[:n], measures)
+
+
+def together(parts: Sequence[EpisodeResults]) -> EpisodeResults:
+    """Episodes of one world, part after part."""
+    return EpisodeResults(
+        np.concatenate([p.success for p in parts]),
+        np.concatenate([p.steps for p in parts]),
+        tuple(failure for p in parts for failure in p.failures),
+        {name: np.concatenate([p.measures[name] for p in parts]) for name in parts[0].measures},
+    )
 
 
 @torch.no_grad()
 def run_episodes(
-    policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temperature: float, shuffle: Shuffle = "none"
+    policy: QwenVLAPolicy,
+    env: VectorEnv,
+    keys: SeedKeys,
+    *,
+    temperature: float,
+    shuffle: Shuffle = "none",
+    prompt_as: str | None = None,
 ) -> EpisodeResults:
     """Play the episodes that `keys` names, one per environment, with the ODE sampler.
 
@@ -39,21 +65,30 @@ def run_episodes(
         keys: held-out episodes.
         temperature: scale of the initial noise.
         shuffle: give each environment another one's pictures or instruction (a fixed permutation without fixed points).
+        prompt_as: robot tag that the prompt names in place of the true one; actions stay the true body's.
     """
     body = handshake(policy.config.embodiments, env.spec)
     observation = env.reset(keys)
     success, steps = np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+    failures: list[Failure | None] = [None] * len(keys)
+    measures: dict[str, FloatArray] = {}
     running = np.ones(len(keys), bool)
     chunk = np.zeros(len(keys), np.int64)
     while running.any():
-        context = policy.look(_shuffled(observation, shuffle, keys.seed))
+        context = policy.look(_shuffled(observation, shuffle, keys.seed), prompt_as)
         outcome = env.step_chunk(policy.act(context, keys, chunk, body, temperature))
         steps += outcome.steps_executed * running
         success |= outcome.success & running
-        running &= ~(outcome.terminated | outcome.truncated)
+        for failure in outcome.failures:
+            if running[failure.row]:
+                failures[failure.row] = failure
+        ended = running & (outcome.terminated | outcome.truncated | outcome.failed)
+        for name, values in outcome.measures.items():
+            measures.setdefault(name, np.full(len(keys), np.nan, np.float32))[ended] = values[ended]
+        running &= ~ended
         chunk += 1
         observation = outcome.observation
-    return EpisodeResults(success, steps)
+    return EpisodeResults(success & np.array([f is None for f in failures]), steps, tuple(failures), measures)
 
 
 def _shuffled(observation: Observation, shuffle: Shuffle, seed: int) -> Observation:

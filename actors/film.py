@@ -25,6 +25,8 @@ class Film:
     """Whether it was done."""
     episode: int
     """Number of the held-out episode."""
+    world: str
+    """Label of the world."""
 
 
 @torch.no_grad()
@@ -48,6 +50,6 @@ def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temp
         running &= ~(outcome.terminated | outcome.truncated)
         chunk, observation = chunk + 1, outcome.observation
     return [
-        Film(np.concatenate(parts), text, bool(done), int(number))
+        Film(np.concatenate(parts), text, bool(done), int(number), env.spec.name)
         for parts, text, done, number in zip(frames, instructions, success, keys.env, strict=True)
     ]

@@ -1,30 +1,46 @@
-"""Plays held-out episodes: a policy, its share of the environments, and nothing of Ray."""
+"""Plays held-out episodes: a policy, its share of the environments of each world, and nothing of Ray."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import envs
-from actors.evaluator import EpisodeResults, Shuffle, run_episodes
+from actors.evaluator import EpisodeResults, Shuffle, run_episodes, together
 from actors.film import Film, film_episodes
-from rl_finetune.config.schema import EnvSection, EvaluationSection, PolicySection
+from envs import VectorEnv
+from rl_finetune.config.schema import EvaluationSection, PolicySection
+from rl_finetune.config.worlds import World
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import guide, load_adapters, merge_adapters
-from rl_finetune.spec import handshake
+from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import IntArray, SeedKeys
 
 
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """A place in one world."""
+
+    world: World
+    """Which, and the environments of it that this process holds."""
+    env: VectorEnv
+    """Them."""
+    body: EmbodimentSpec
+    """The policy's entry for their embodiment."""
+
+
 class Player:
-    """Success and clips of one policy."""
+    """Success and clips of one policy in each of its worlds."""
 
     def __init__(
-        self, policy: PolicySection, env: EnvSection, evaluation: EvaluationSection, num_envs: int, *, gpus: float = 0
+        self, policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, *, gpus: float = 0
     ) -> None:
-        """Load the policy (a starting adapter is folded in) and build `num_envs` environments in this process.
+        """Load the policy (a starting adapter is folded in) and build the environments of `worlds` in this process.
 
         With `gpus` > 0, as granted by Ray, the policy runs on the GPU.
 
@@ -32,35 +48,46 @@ class Player:
             UserError: policy, adapter or environment cannot be used, or they do not fit each other.
         """
         torch.set_num_threads(1)
-        self.settings, self._world = evaluation, env
-        self.env = envs.make(env.name, num_envs, **env.options)
+        self.settings = evaluation
+        built = [envs.make(world.name, world.num_envs, **world.options) for world in worlds]
         self.policy = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone)
         if policy.adapter is not None:
             self.policy = merge_adapters(load_adapters(self.policy, Path(policy.adapter)))
         if policy.guidance is not None:
             guide(self.policy, policy.guidance)
         self.policy.to(device_for(gpus))
-        self.body = handshake(self.policy.config.embodiments, self.env.spec)
+        bodies = [handshake(self.policy.config.embodiments, env.spec) for env in built]
+        self.seats = tuple(map(Seat, worlds, built, bodies))
 
-    def play(self, episodes: IntArray, shuffle: Shuffle = "none") -> EpisodeResults:
-        """Held-out episodes by number [M], in rounds of this player's environments; what pads the last is dropped."""
-        size = self.env.num_envs
-        padded = np.resize(episodes, -(-len(episodes) // size) * size)
+    def play(
+        self, world: int, episodes: IntArray, shuffle: Shuffle = "none", prompt_as: str | None = None
+    ) -> EpisodeResults:
+        """Held-out episodes by number [M] of the world of that number, in rounds of this player's environments.
+
+        What pads the last round is dropped.
+        """
+        env = self.seats[world].env
+        padded = np.resize(episodes, -(-len(episodes) // env.num_envs) * env.num_envs)
         parts = [
-            run_episodes(self.policy, self.env, self._keys(ids), temperature=self.settings.temperature, shuffle=shuffle)
-            for ids in padded.reshape(-1, size)
-        ]
-        success, steps = (np.concatenate([getattr(p, f) for p in parts])[: len(episodes)] for f in ("success", "steps"))
-        return EpisodeResults(success, steps)
+            run_episodes(
+                self.policy, env, self._keys(ids), temperature=self.settings.temperature, shuffle=shuffle,
+                prompt_as=prompt_as,
+            )
+            for ids in padded.reshape(-1, env.num_envs)
+        ]  # fmt: skip
+        return together(parts).first(len(episodes))
 
-    def film(self, episodes: IntArray) -> list[Film]:
+    def film(self, world: int, episodes: IntArray) -> list[Film]:
         """The same held-out episodes, frame by frame."""
-        with envs.make(self._world.name, len(episodes), **self._world.options) as env:
-            return film_episodes(self.policy, env, self._keys(episodes), temperature=self.settings.temperature)
+        played = self.seats[world].world
+        with envs.make(played.name, len(episodes), **played.options) as env:
+            films = film_episodes(self.policy, env, self._keys(episodes), temperature=self.settings.temperature)
+        return [replace(film, world=played.label) for film in films]
 
     def close(self) -> None:
-        """Release the renderer."""
-        self.env.close()
+        """Release the renderers."""
+        for seat in self.seats:
+            seat.env.close()
 
     def _keys(self, episodes: IntArray) -> SeedKeys:
         return SeedKeys(self.settings.seed, episodes, np.zeros_like(episodes))

@@ -58,6 +58,7 @@ def collect(
     law: Law,
     cache_contexts: bool,
     policy_version: int,
+    world: str | None = None,
 ) -> Trajectory:
     """Play `chunks` chunks in each environment, from the fresh episodes `keys`.
 
@@ -70,6 +71,7 @@ def collect(
         law: sampling law.
         cache_contexts: keep encoded contexts (frozen backbone) rather than observations.
         policy_version: version of the weights.
+        world: label of the world; None takes the environment's name.
     """
     observation, decisions = env.reset(keys), []
     episode, number = keys.episode.copy(), np.zeros(len(keys), np.int64)
@@ -83,7 +85,9 @@ def collect(
         episode, number = episode + ended, np.where(ended, 0, number + 1)
         observation = outcome.observation
     exploration = _explored(policy, decisions[0], keys, body, law)
-    return _trajectory(decisions, _next_values(policy, decisions), keys, cache_contexts, policy_version, exploration)
+    next_value = _next_values(policy, decisions)
+    label = world or env.spec.name
+    return _trajectory(decisions, next_value, keys, cache_contexts, policy_version, exploration, label)
 
 
 def executed_std(
@@ -110,7 +114,8 @@ def _explored(
 
 
 def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArray:
-    """[T, N] value of the state each chunk led to: zero after termination, the final observation's after truncation.
+    """[T, N] value of the state each chunk led to: zero after termination and where a world broke down, the final
+    observation's after truncation.
 
     Without a critic all are zero, and the observations that only they need are not encoded.
     """
@@ -125,8 +130,8 @@ def _next_values(policy: QwenVLAPolicy, decisions: list[_Decision]) -> FloatArra
     values = np.stack([*following, tail])
     for t, decision in enumerate(decisions):
         outcome = decision.outcome
-        values[t, outcome.terminated] = 0
-        cut = np.flatnonzero(outcome.truncated[outcome.final_index])
+        values[t, outcome.terminated | outcome.failed] = 0
+        cut = np.flatnonzero((outcome.truncated & ~outcome.failed)[outcome.final_index])
         if cut.size and outcome.final_observation is not None:
             values[t, outcome.final_index[cut]] = _values(policy, outcome.final_observation.rows(cut))
     return values
@@ -152,6 +157,7 @@ def _trajectory(
     cache_contexts: bool,
     policy_version: int,
     exploration: tuple[float, FloatArray],
+    world: str,
 ) -> Trajectory:
     def stacked(name: str) -> np.ndarray:
         return np.stack([getattr(d.outcome, name) for d in decisions])
@@ -182,6 +188,7 @@ def _trajectory(
         terminated=stacked("terminated"),
         truncated=stacked("truncated"),
         success=stacked("success"),
+        failed=stacked("failed"),
         value=np.stack([d.value for d in decisions]),
         next_value=next_value,
         privileged=np.stack(states) if states else None,
@@ -191,4 +198,6 @@ def _trajectory(
         policy_version=policy_version,
         keys=keys,
         embodiment=decisions[0].observation.embodiment,
+        world=world,
+        failures=tuple(failure for d in decisions for failure in d.outcome.failures),
     )

@@ -81,23 +81,33 @@ def group_relative(returns: FloatArray, group: IntArray, *, leave_one_out: bool 
 
 
 def score(trajectory: Trajectory, *, gamma: float, lam: float) -> ScoredTrajectory:
-    """Attach GAE advantages and returns."""
+    """Attach GAE advantages and returns; episodes that a broken world ended have none and are left out."""
     t = trajectory
     advantage, returns = gae(
         chunk_reward(t.reward, gamma), t.value, t.next_value, t.steps_executed, t.terminated, t.truncated,
         gamma=gamma, lam=lam,
     )  # fmt: skip
-    used = np.ones_like(t.terminated)
+    used = ~broken(t)
+    advantage, returns = np.where(used, advantage, 0), np.where(used, returns, t.value)
     return ScoredTrajectory(t, advantage.astype(np.float32), returns.astype(np.float32), used)
+
+
+def broken(t: Trajectory) -> BoolArray:
+    """[T, N] whether the decision belongs to an episode that ended because its world broke down."""
+    found, later = np.zeros_like(t.failed), np.zeros_like(t.failed[0])
+    ended = t.terminated | t.truncated | t.failed
+    for now in reversed(range(len(found))):
+        later = np.where(ended[now], t.failed[now], later)
+        found[now] = later
+    return found
 
 
 def group_scores(trajectories: list[Trajectory], *, leave_one_out: bool) -> list[ScoredTrajectory]:
     """Give every chunk of a finished episode the advantage of that episode within its group.
 
     A group is all finished episodes of the round with the same initial state, whichever actors played them; its
-    return is
-    the undiscounted sum of rewards. A group that always or never succeeded decides nothing and is left out, as are
-    episodes that the round cut off.
+    return is the undiscounted sum of rewards. A group that always or never succeeded decides nothing and is left out,
+    as are episodes that the round cut off or that a broken world ended.
     """
     episodes = [_episodes(t) for t in trajectories]
     returns = np.concatenate([e.returns for e in episodes])
@@ -121,7 +131,7 @@ class _Episodes:
     """E finished episodes of one trajectory."""
 
     number: IntArray
-    """[T, N] which of them a chunk belongs to; -1 in an episode that did not end."""
+    """[T, N] which of them a chunk belongs to; -1 in an episode that did not end, or not by itself."""
     beginning: IntArray
     """[E, 2] scene and episode number."""
     returns: FloatArray
@@ -138,12 +148,14 @@ def _episodes(t: Trajectory) -> _Episodes:
     gained = t.reward.sum(-1)
     for env in range(t.value.shape[1]):
         first = 0
-        for episode, last in enumerate(np.flatnonzero((t.terminated | t.truncated)[:, env]).tolist()):
-            number[first : last + 1, env] = len(returns)
+        for episode, last in enumerate(np.flatnonzero((t.terminated | t.truncated | t.failed)[:, env]).tolist()):
+            chunks, first = slice(first, last + 1), last + 1
+            if t.failed[last, env]:
+                continue
+            number[chunks, env] = len(returns)
             beginning.append((int(t.keys.scene[env]), int(t.keys.episode[env]) + episode))
-            returns.append(float(gained[first : last + 1, env].sum()))
+            returns.append(float(gained[chunks, env].sum()))
             success.append(bool(t.success[last, env]))
-            first = last + 1
     return _Episodes(
         number, np.array(beginning, np.int64).reshape(-1, 2), np.array(returns, np.float32), np.array(success, bool)
     )

@@ -23,8 +23,10 @@ from rl_finetune.types import (
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """M chunk decisions from all trajectories of a round."""
+    """M chunk decisions of one embodiment from all trajectories of a round."""
 
+    embodiment: str
+    """Robot tag of all M."""
     inputs: TorchContext | Observation
     """What the decoder is conditioned on."""
     advised: tuple[TorchContext, TorchContext] | None
@@ -59,22 +61,69 @@ class Batch:
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
+def by_body(scored: list[ScoredTrajectory], *, normalise: bool) -> tuple[Batch, ...]:
+    """What there is to learn from, one batch for each embodiment, in the order in which they come first.
+
+    Bodies are never padded to one another: padding would enter joint attention and change what was sampled. Worlds of
+    one body whose records differ in shape (pictures, privileged state) stand apart too. Advantages are normalised over
+    all decisions of an embodiment.
+    """
+    moments = {tag: _moments(scored, tag) for tag in {s.trajectory.embodiment for s in scored}} if normalise else {}
+    kinds: dict[object, list[ScoredTrajectory]] = {}
+    for part in scored:
+        kinds.setdefault(_kind(part.trajectory), []).append(part)
+    anything = any(part.used.any() for part in scored)
+    return tuple(
+        _flat(parts, moments.get(parts[0].trajectory.embodiment))
+        for parts in kinds.values()
+        if not anything or any(part.used.any() for part in parts)
+    )
+
+
 def flatten(scored: list[ScoredTrajectory], *, normalise: bool) -> Batch:
-    """Join what there is to learn from; advantages are normalised over all of it."""
-    trajectories = [s.trajectory for s in scored]
+    """`by_body` where all trajectories are of one body."""
+    (batch,) = by_body(scored, normalise=normalise)
+    return batch
+
+
+def _kind(t: Trajectory) -> object:
+    """What must agree between trajectories of one batch."""
+    if isinstance(t.inputs, Context):
+        seen: object = t.inputs.hidden.shape[1:]
+    else:
+        seen = tuple((tag, image.shape[1:]) for tag, image in t.inputs.images.items())
+    known = None if t.privileged is None else t.privileged.shape[2:]
+    return t.embodiment, seen, known, t.states.shape[2:]
+
+
+def _rows(scored: list[ScoredTrajectory]) -> IntArray:
+    """The decisions to learn from; all of them where there is none."""
     used = np.concatenate([s.used.reshape(-1) for s in scored])
-    rows = np.flatnonzero(used) if used.any() else np.arange(len(used))
+    return np.flatnonzero(used) if used.any() else np.arange(len(used))
+
+
+def _moments(scored: list[ScoredTrajectory], tag: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the advantages of one embodiment."""
+    own = [s for s in scored if s.trajectory.embodiment == tag]
+    advantage = torch.from_numpy(np.concatenate([s.advantage.reshape(-1) for s in own])[_rows(own)])
+    return advantage.mean(), advantage.std() if len(advantage) > 1 else torch.zeros(())
+
+
+def _flat(scored: list[ScoredTrajectory], moments: tuple[Tensor, Tensor] | None) -> Batch:
+    """One body's batch."""
+    trajectories, rows = [s.trajectory for s in scored], _rows(scored)
 
     def flat(arrays: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.concatenate([a.reshape(-1, *a.shape[2:]) for a in arrays])[rows])
 
     advantage = flat([s.advantage for s in scored])
-    if normalise:
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    if moments is not None:
+        advantage = (advantage - moments[0]) / (moments[1] + 1e-8)
     mask = flat([t.action_mask for t in trajectories])
     log_prob = flat([t.log_prob for t in trajectories])
     states = [t.privileged for t in trajectories if t.privileged is not None]
     return Batch(
+        embodiment=trajectories[0].embodiment,
         inputs=_inputs([t.inputs for t in trajectories], rows),
         advised=_advised(trajectories, rows),
         states=flat([t.states for t in trajectories]),

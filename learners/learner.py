@@ -26,6 +26,7 @@ from rl_finetune.policy.adapters import (
     set_version,
     trained_state,
 )
+from rl_finetune.spec import shared_state
 from rl_finetune.types import ScoredTrajectory, UpdateReport
 from rl_finetune.weights import TrainedWeights
 
@@ -105,7 +106,8 @@ class Learner:
         policy = QwenVLAPolicy.from_pretrained(source.path, source.backbone, with_backbone=encodes)
         if source.adapter is not None:
             policy = merge_adapters(load_adapters(policy, Path(source.adapter)))
-        return equip(policy, self.job, len(envs.spec(self.job.env.name, **self.job.env.options).privileged))
+        specs = [envs.spec(world.name, **world.options) for world in self.job.env.worlds()]
+        return equip(policy, self.job, shared_state(specs))
 
 
 def shard_name(rank: int) -> str:

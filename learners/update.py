@@ -1,15 +1,19 @@
 """One update: passes over minibatches of scored trajectories. A pure loop over an `Optimise` callback, so it is tested
 without DeepSpeed or Ray.
 
-    flatten -> view (points) -> [references under the weights at the start] -> epochs of minibatches:
+    by_body -> view (points) -> [references under the weights at the start] -> epochs of minibatches:
         context -> velocity in the points -> objective + critic + regularisers -> optimise
+
+A minibatch is drawn from the decisions of all bodies and passes the decoder body by body: horizons and contexts differ,
+and padding one to the other would change, through joint attention, what the sampler saw. The losses are means over
+decisions, so that their mean weighted by rows is the loss of the whole minibatch.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +21,7 @@ import torch
 from torch import Tensor
 
 from learners import regularisers as terms
-from learners.batch import Batch, flatten, minibatches
+from learners.batch import Batch, by_body, minibatches
 from learners.objectives import OBJECTIVES, Objective
 from learners.objectives.base import LossInputs
 from learners.values import value_loss
@@ -32,6 +36,9 @@ from rl_finetune.policy.laws import Law, law_of
 from rl_finetune.types import FloatArray, IntArray, ScoredTrajectory, UpdateReport
 
 Optimise = Callable[[Tensor], None]
+Diagnostics = dict[str, Tensor]
+PER_BODY = ("policy_loss", "value_loss", "clip_fraction", "kl", "ratio_error")
+"""What is logged of each body of several, as `name/robot tag`, beside the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,30 +100,34 @@ def run_update(
         rank, world: this learner's place.
     """
     start, config = time.monotonic(), recipe.objective
-    ready = prepare(policy, flatten(scored, normalise=config.normalise_advantages), recipe, (seed, version))
-    logged: dict[str, list[float]] = defaultdict(list)
-    first_error = float("nan")
+    batches = by_body(scored, normalise=config.normalise_advantages)
+    ready = [prepare(policy, batch, recipe, (seed, version), part) for part, batch in enumerate(batches)]
+    samples, logged = sum(map(len, batches)), defaultdict[str, list[float]](list)
     for epoch in range(config.epochs):
         for index in minibatches(
-            len(ready.batch), config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world
+            samples, config.minibatch, seed=seed, update=version, epoch=epoch, rank=rank, world=world
         ):
-            loss, diagnostics = minibatch_loss(policy, ready, index, recipe)
-            if not logged and "ratio_error" in diagnostics:
-                first_error = float(diagnostics["ratio_error"])
+            loss, diagnostics = mixed_loss(policy, ready, index, recipe)
             optimise(loss)
             for name, value in diagnostics.items():
                 logged[name].append(float(value))
-    means = {name: float(np.mean(values)) for name, values in logged.items()}
-    means["explained_variance"] = explained_variance(
-        ready.batch.old_value.cpu().numpy(), ready.batch.returns.cpu().numpy()
-    )
+    means = {name: float(np.mean(values)) for name, values in logged.items()} | _explained(batches)
+    first_error = logged["ratio_error"][0] if "ratio_error" in logged else float("nan")
     return UpdateReport(version + 1, means, first_error, time.monotonic() - start)
 
 
-def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int, int]) -> Prepared:
-    """Lay out the points, and work out once what does not change during the update."""
+def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int, int], part: int = 0) -> Prepared:
+    """Lay out the points, and work out once what does not change during the update.
+
+    Args:
+        policy: at the start of the update.
+        batch: one body's decisions.
+        recipe: the loss.
+        seed: (run, version), key of fresh points.
+        part: which of several bodies' batches it is; each has points of its own.
+    """
     batch = batch.to(policy.device)
-    view = view_of(batch, recipe.objective, recipe.law, seed)
+    view = view_of(batch, recipe.objective, recipe.law, (*seed, part))
     reference = start = cloning = None
     if recipe.objective.needs_old:
         reference = _once(policy, view, recipe.objective.minibatch, view.reference)
@@ -124,16 +135,68 @@ def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int
         with without_adapters(policy):
             start = _once(policy, view, recipe.objective.minibatch, lambda policy, context, rows, velocity: velocity)
     if recipe.regularisers.cloning:
-        rng, shape = generator(seed[0], Stream.CLONING, seed[1], 0), tuple(batch.sample.shape)
+        rng, shape = generator(seed[0], Stream.CLONING, seed[1], part), tuple(batch.sample.shape)
         draws = rng.standard_normal(shape, dtype=np.float32), rng.random(shape[:1], dtype=np.float32)
         cloning = tuple(torch.from_numpy(draw).to(policy.device) for draw in draws)
     return Prepared(batch, view, reference, start, cloning)
 
 
+def mixed_loss(
+    policy: QwenVLAPolicy, ready: Sequence[Prepared], index: IntArray, recipe: Recipe
+) -> tuple[Tensor, Diagnostics]:
+    """Loss of one minibatch of several bodies under the present weights, and what to log.
+
+    Args:
+        policy: present weights.
+        ready: one for each body.
+        index: [B] rows, counted through all of `ready`.
+        recipe: the loss.
+
+    Returns:
+        The mean of the bodies' losses, weighted by their rows: with losses that are means over decisions, the mean over
+        the B decisions. Of diagnostics the same, but the largest `ratio_error`.
+    """
+    if len(ready) == 1:
+        return minibatch_loss(policy, ready[0], index, recipe)
+    found = [
+        (part.batch.embodiment, len(rows) / len(index), *minibatch_loss(policy, part, rows, recipe))
+        for part, rows in _split(ready, index)
+    ]
+    loss = torch.stack([weight * own for _, weight, own, _ in found]).sum()
+    return loss, _merged([(tag, weight, logged) for tag, weight, _, logged in found])
+
+
+def _split(ready: Sequence[Prepared], index: IntArray) -> Iterator[tuple[Prepared, IntArray]]:
+    """Each body that has rows among `index`, with them counted within the body."""
+    first = 0
+    for part in ready:
+        rows = index[(index >= first) & (index < first + len(part.batch))] - first
+        first += len(part.batch)
+        if rows.size:
+            yield part, rows
+
+
+def _merged(found: list[tuple[str, float, Diagnostics]]) -> Diagnostics:
+    """(robot tag, weight, diagnostics) of each body -> over all, and `name/tag` of each."""
+
+    def mean(name: str, parts: list[tuple[str, float, Diagnostics]]) -> Tensor:
+        values = torch.stack([logged[name] for _, _, logged in parts])
+        if name == "ratio_error":
+            return values.max()
+        weights = values.new_tensor([weight for _, weight, _ in parts])
+        return (weights * values).sum() / weights.sum()
+
+    merged = {name: mean(name, found) for name in found[0][2]}
+    for tag in dict.fromkeys(tag for tag, _, _ in found):
+        own = [part for part in found if part[0] == tag]
+        merged |= {f"{name}/{tag}": mean(name, own) for name in PER_BODY if name in merged}
+    return merged
+
+
 def minibatch_loss(
     policy: QwenVLAPolicy, ready: Prepared, index: IntArray, recipe: Recipe
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Loss of one minibatch under the present weights, and what to log."""
+) -> tuple[Tensor, Diagnostics]:
+    """Loss of one body's share of a minibatch under the present weights, and what to log."""
     rows = torch.from_numpy(index)
     context = _context(policy, ready.view, rows)
     rows = rows.to(policy.device)
@@ -168,6 +231,18 @@ def explained_variance(value: FloatArray, returns: FloatArray) -> float:
     """1 - Var(returns - value) / Var(returns); NaN where the returns do not vary."""
     spread = returns.var()
     return float(1 - (returns - value).var() / spread) if spread > 0 else float("nan")
+
+
+def _explained(batches: Sequence[Batch]) -> dict[str, float]:
+    """Explained variance over all decisions, and for each body of several."""
+
+    def of(parts: Sequence[Batch]) -> float:
+        value, returns = (torch.cat([getattr(b, name) for b in parts]).numpy() for name in ("old_value", "returns"))
+        return explained_variance(value, returns)
+
+    name, tags = "explained_variance", list(dict.fromkeys(batch.embodiment for batch in batches))
+    each = {f"{name}/{tag}": of([b for b in batches if b.embodiment == tag]) for tag in tags if len(tags) > 1}
+    return {name: of(batches)} | each
 
 
 def _context(policy: QwenVLAPolicy, view: View, rows: Tensor) -> TorchContext:

@@ -121,10 +121,10 @@ class Densities(Transitions):
 class Pairs(View):
     """Fresh points around the executed chunk; the same whatever the number of learners."""
 
-    def __init__(self, batch: Batch, pairs: int, seed: tuple[int, int]) -> None:
+    def __init__(self, batch: Batch, pairs: int, seed: tuple[int, int, int]) -> None:
         super().__init__(batch)
         shape, device = (len(batch), pairs, *batch.sample.shape[1:]), batch.sample.device
-        rng = generator(seed[0], Stream.POINTS, seed[1], 0)
+        rng = generator(seed[0], Stream.POINTS, *seed[1:])
         self.eps = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).to(device)
         offsets = torch.from_numpy(rng.random(shape[:2], dtype=np.float32))
         self.tau = ((torch.arange(pairs) + offsets) / pairs).clamp(min=1e-3).to(device)
@@ -149,10 +149,12 @@ class Pairs(View):
 class AdvisedPairs(Pairs):
     """The same, each decision under the advice that its advantage earns; some without, to keep the plain policy."""
 
-    def __init__(self, batch: Batch, pairs: int, seed: tuple[int, int], *, quantile: float, dropout: float) -> None:
+    def __init__(
+        self, batch: Batch, pairs: int, seed: tuple[int, int, int], *, quantile: float, dropout: float
+    ) -> None:
         super().__init__(batch, pairs, seed)
         self.good = batch.advantage > batch.advantage.quantile(quantile)
-        rng = generator(seed[0], Stream.ADVICE, seed[1], 0)
+        rng = generator(seed[0], Stream.ADVICE, *seed[1:])
         self.plain = torch.from_numpy(rng.random(len(batch)) < dropout).to(self.good.device)
 
     def context(self, rows: Tensor) -> TorchContext:
@@ -163,8 +165,8 @@ class AdvisedPairs(Pairs):
         return _choose(self.plain[rows].cpu(), plain, _choose(self.good[rows].cpu(), good, bad))
 
 
-def view_of(batch: Batch, objective: ObjectiveSection, law: Law, seed: tuple[int, int]) -> View:
-    """The view that the objective's settings name; `seed` keys fresh points."""
+def view_of(batch: Batch, objective: ObjectiveSection, law: Law, seed: tuple[int, int, int]) -> View:
+    """The view that the objective's settings name; `seed` (run, version, body's number) keys fresh points."""
     if objective.view == "transitions":
         return Transitions(batch, law)
     if objective.view == "density":

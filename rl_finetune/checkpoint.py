@@ -12,8 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import rl_finetune
@@ -42,6 +42,8 @@ class RunState:
     """Latest training episodes' successes, for the rolling rate."""
     num_learners: int
     """Learners that share the optimizer state."""
+    recent_by_world: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """The same as `recent` for each of several worlds."""
     code_version: str = rl_finetune.__version__
     """Version of this package that wrote it."""
 
@@ -110,7 +112,8 @@ def load_state(folder: Path) -> RunState:
                 f"checkpoint file {folder / name} is damaged", got=got, expected=f"hash {digest[:12]}", do=advice
             )
     try:
-        return RunState(**{**state, "recent": tuple(state["recent"])})
+        by_world = {label: tuple(successes) for label, successes in state.get("recent_by_world", {}).items()}
+        return RunState(**{**state, "recent": tuple(state["recent"]), "recent_by_world": by_world})
     except (TypeError, KeyError) as error:
         raise UserError(
             "checkpoint is of another version of this code", got=f"{folder / STATE}: {error}",

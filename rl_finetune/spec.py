@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from rl_finetune.errors import UserError
@@ -62,11 +63,18 @@ class EnvSpec:
     """Task descriptions, for a reader."""
 
 
+def shared_state(specs: Sequence[EnvSpec]) -> int:
+    """S, channels of the privileged state, where all environments name the same ones; else 0."""
+    named = {spec.privileged for spec in specs}
+    return len(named.pop()) if len(named) == 1 else 0
+
+
 def handshake(policy: tuple[EmbodimentSpec, ...], env: EnvSpec) -> EmbodimentSpec:
     """Compare the environment's body with those the policy was trained for; return the policy's entry.
 
     Raises:
-        UserError: the body is unknown to the policy, or one of its conventions differs; names both sides.
+        UserError: the body is unknown to the policy, there is nothing to look at, or one of their conventions differs;
+            names both sides.
     """
     known = {body.tag: body for body in policy}
     want = env.embodiment
@@ -77,6 +85,11 @@ def handshake(policy: tuple[EmbodimentSpec, ...], env: EnvSpec) -> EmbodimentSpe
             expected=f"one of {sorted(known)}",
             do="choose another environment, or fine-tune the policy on this body first with `rl-finetune sft`",
         )
+    if not want.views:
+        raise UserError(
+            f"environment {env.name!r} shows no pictures", got="views=()", expected="at least one view to look at",
+            do="set its views, where it has any",
+        )  # fmt: skip
     have = known[want.tag]
     for record_have, record_want in ((have, want), (have.action, want.action)):
         for field in fields(record_have):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from rl_finetune.errors import UserError
-from rl_finetune.types import Context, Observation, SeedKeys, Trajectory
+from rl_finetune.types import Context, Failure, Observation, SeedKeys, Trajectory
 
 SUFFIX = ".safetensors"
 HEADER = "trajectories"
@@ -73,6 +73,7 @@ def rounds(folder: Path) -> list[Path]:
 def _pack(t: Trajectory) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     arrays: dict[str, np.ndarray] = {"keys.env": t.keys.env, "keys.episode": t.keys.episode}
     plain: dict[str, Any] = {"keys": {"seed": t.keys.seed, "group": t.keys.group}}
+    plain["failures"] = [asdict(failure) for failure in t.failures]
     contexts = {"inputs": t.inputs} if isinstance(t.inputs, Context) else {}
     if isinstance(t.inputs, Observation):
         plain["observation"] = {"instruction": t.inputs.instruction, "embodiment": t.inputs.embodiment}
@@ -101,9 +102,10 @@ def _unpack(arrays: dict[str, np.ndarray], plain: dict[str, Any]) -> Trajectory:
     else:
         inputs = context("inputs")
     keys = SeedKeys(plain["keys"]["seed"], arrays["keys.env"], arrays["keys.episode"], plain["keys"]["group"])
+    failures = tuple(Failure(**failure) for failure in plain["failures"])
     simple = {f.name: arrays.get(f.name, plain.get(f.name)) for f in fields(Trajectory)}
     advised = (context("advised.0"), context("advised.1")) if "advised.0.hidden" in arrays else None
-    whole: dict[str, Any] = simple | {"inputs": inputs, "keys": keys, "advised": advised}
+    whole: dict[str, Any] = simple | {"inputs": inputs, "keys": keys, "advised": advised, "failures": failures}
     return Trajectory(**whole)
 
 

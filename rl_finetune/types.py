@@ -138,6 +138,10 @@ class Failure:
     cause: str
     """What happened, in words."""
 
+    def __str__(self) -> str:
+        episode = f"seed {self.seed}, environment {self.env}, episode {self.episode}"
+        return f"{self.world} broke down ({episode}): {self.cause}"
+
 
 @dataclass(frozen=True, slots=True)
 class ChunkOutcome:
@@ -204,6 +208,8 @@ class Trajectory:
     """[T, N]."""
     success: BoolArray
     """[T, N]."""
+    failed: BoolArray
+    """[T, N] the world broke down in this chunk: nothing is learned from its episode."""
     value: FloatArray
     """[T, N] value of the state in which the chunk was chosen."""
     next_value: FloatArray
@@ -223,6 +229,10 @@ class Trajectory:
     """Episodes at the first chunk."""
     embodiment: str
     """Robot tag of all N environments."""
+    world: str
+    """Label of the world that they are in."""
+    failures: tuple[Failure, ...]
+    """Who broke down and why, one for each `failed`."""
 
     @property
     def transitions(self) -> int:
@@ -240,8 +250,8 @@ class ScoredTrajectory:
     returns: FloatArray
     """[T, N] target of the value head."""
     used: BoolArray
-    """[T, N] whether there is anything to learn from the decision: False in unfinished episodes and undecided
-    groups."""
+    """[T, N] whether there is anything to learn from the decision: False in episodes that a broken world ended; where
+    groups are compared also in unfinished episodes and undecided groups."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +271,7 @@ class UpdateReport:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Success on held-out episodes."""
+    """Success on held-out episodes, of one world or of several together."""
 
     successes: tuple[bool, ...]
     """One per episode, ordered by environment then episode: the same order for every policy, so reports pair."""
@@ -270,11 +280,15 @@ class EvalReport:
     success: float
     """Share of successes."""
     interval: tuple[float, float]
-    """95 % Wilson interval."""
+    """95 % interval: Wilson's; of several worlds together `intervals.mean_over`."""
     mean_steps: float
     """Environment steps an episode took on average."""
     policy_version: int
     """Version of the weights that were evaluated."""
+    failed: int = 0
+    """Episodes whose world broke down; they count as not successful."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Name -> mean of what else the task reports, over the episodes for which it does."""
 
 
 def concatenate_contexts(parts: list[Context]) -> Context:

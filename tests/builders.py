@@ -126,6 +126,7 @@ def trajectory(
         terminated=np.zeros((chunks, n), bool),
         truncated=np.zeros((chunks, n), bool),
         success=np.zeros((chunks, n), bool),
+        failed=np.zeros((chunks, n), bool),
         value=rng.normal(size=(chunks, n)).astype(np.float32),
         next_value=rng.normal(size=(chunks, n)).astype(np.float32),
         privileged=None,
@@ -135,6 +136,8 @@ def trajectory(
         policy_version=0,
         keys=everyone.rows(slice(0, n)),
         embodiment=WIDOWX.tag,
+        world="widowx_reach",
+        failures=(),
     )
     return Trajectory(**(fields | changes))  # type: ignore[arg-type]
 
@@ -143,8 +146,8 @@ def decisions(states: Tensor, step: Tensor, mask: Tensor, **changes: Any) -> Bat
     """A batch of given transitions [M, J + 1, H, K] and otherwise of zeros; `changes` replace any field."""
     m, nothing = len(states), torch.zeros(len(states))
     fields = dict(
-        inputs=random_contexts(m), advised=None, states=states, step=step, sample=states[:, -1], mask=mask,
-        old_log_prob=nothing, advantage=nothing, success=torch.zeros(m, dtype=torch.bool), old_value=nothing,
+        embodiment=WIDOWX.tag, inputs=random_contexts(m), advised=None, states=states, step=step, sample=states[:, -1],
+        mask=mask, old_log_prob=nothing, advantage=nothing, success=torch.zeros(m, dtype=torch.bool), old_value=nothing,
         returns=nothing, privileged=None,
     )  # fmt: skip
     return Batch(**(fields | changes))  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.metrics.evaluation import Comparison, Evaluation
+from rl_finetune.metrics.intervals import wilson
 from rl_finetune.metrics.report_data import Clip, ReportData
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.types import EvalReport
@@ -52,6 +53,12 @@ def evaluation(successes: list[bool], version: int) -> EvalReport:
     return EvalReport(tuple(successes), 7, done / n, wilson(done, n), 30.5, version)
 
 
+def compared(before: list[bool], after: list[bool]) -> Comparison:
+    """Before and after in one world."""
+    parts = (evaluation(before, 0), evaluation(after, 12))
+    return Comparison(*(Evaluation({"widowx_reach": part}) for part in parts))
+
+
 def clip(episode: int, success: bool, frames: int = 5, side: int = 16) -> Clip:
     """A film whose frames differ."""
     shades = np.linspace(20, 230, frames).astype(np.uint8)
@@ -65,9 +72,7 @@ def report_data(**changes: object) -> ReportData:
     events = {3: ("actor 2 lost; restarting",), 5: ("actor 2 is back",)}
     values: dict[str, object] = {
         "title": "widowx_reach, seed 0",
-        "before": evaluation(before, 0),
-        "after": evaluation(after, 12),
-        "gain": paired_gain(before, after),
+        "compared": compared(before, after),
         "rows": tuple(row(i, events=events.get(i, ())) for i in range(1, 13)),
         "minutes": 1.0,
         "checkpoint": "runs/train/adapter",

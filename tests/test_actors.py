@@ -11,7 +11,6 @@ import torch
 from builders import episode_keys, tiny_policy
 
 import envs
-from actors.env_runner import shares
 from actors.evaluator import Shuffle, _shuffled, run_episodes
 from actors.film import film_episodes
 from actors.rollout import collect
@@ -20,6 +19,7 @@ from learners.advantages import score
 from learners.objectives import OBJECTIVES
 from learners.update import Recipe, run_update
 from rl_finetune.config.objectives import PPOSection
+from rl_finetune.config.worlds import EnvSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy
 from rl_finetune.policy.adapters import guide
 from rl_finetune.policy.config import WIDOWX
@@ -88,7 +88,8 @@ def halves(policy: QwenVLAPolicy) -> tuple[Round, Round]:
 
 
 def test_environments_are_shared_out_in_order() -> None:
-    assert [part.tolist() for part in shares(7, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    (world,) = EnvSection(num_envs=7).worlds()
+    assert [world.share(i, 3).env_ids.tolist() for i in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
 
 
 def test_one_actor_or_two_see_the_same_states_and_noise(whole: Round, halves: tuple[Round, Round]) -> None:
@@ -281,7 +282,7 @@ class Counting:
 
     def __enter__(self) -> list[int]:
         real = self.policy.encode
-        self.policy.encode = lambda seen: self.rows.append(len(seen)) or real(seen)  # type: ignore[method-assign]
+        self.policy.encode = lambda seen, _=None: self.rows.append(len(seen)) or real(seen)  # type: ignore[method-assign]
         return self.rows
 
     def __exit__(self, *_: object) -> None:

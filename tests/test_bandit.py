@@ -194,9 +194,11 @@ def play(policy: QwenVLAPolicy, task: Task, keys: SeedKeys, law: Law) -> Traject
         inputs=context.numpy(), states=moved.states.numpy()[None], step=moved.step.numpy()[None],
         log_prob=moved.log_prob.numpy()[None], sample=moved.sample.numpy()[None], action_mask=chunk.mask[None],
         reward=reward, steps_executed=np.full((1, n), HORIZON), terminated=np.ones((1, n), bool),
-        truncated=np.zeros((1, n), bool), success=won, value=value, next_value=np.zeros((1, n), np.float32),
+        truncated=np.zeros((1, n), bool), success=won, failed=np.zeros((1, n), bool),
+        value=value, next_value=np.zeros((1, n), np.float32),
         privileged=None, advised=(given.good.numpy(), given.bad.numpy()) if isinstance(given, Advised) else None,
         executed_std=0.0, contribution=np.zeros(4, np.float32), policy_version=0, keys=keys, embodiment=BODY.tag,
+        world="bandit", failures=(),
     )  # fmt: skip
 
 

@@ -72,7 +72,7 @@ def stored_batch() -> Batch:
     contexts = TorchContext(data["hidden"], data["context_mask"], data["positions"])
     rows = torch.arange(12)
     return Batch(
-        inputs=contexts, advised=(contexts.rows(rows.roll(1)), contexts.rows(rows.roll(2))),
+        embodiment="widowx", inputs=contexts, advised=(contexts.rows(rows.roll(1)), contexts.rows(rows.roll(2))),
         states=torch.stack((data["x"], data["x_next"]), 1), step=data["step"], sample=data["x"], mask=data["mask"],
         old_log_prob=data["old_log_prob"], advantage=data["advantage"], success=torch.zeros(12, dtype=torch.bool),
         old_value=data["old_value"], returns=data["returns"], privileged=None,

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from metrics_data import clip, evaluation, report_data, row
+from metrics_data import clip, compared, report_data, row
 from PIL import Image
 
-from rl_finetune.metrics.intervals import paired_gain
 from rl_finetune.metrics.report import diagnostics_of, pair, render, write_report
 from rl_finetune.metrics.report_data import Clip, ReportData
 from rl_finetune.metrics.strip import film
@@ -91,7 +90,7 @@ def test_the_page_says_what_was_gained() -> None:
 @pytest.mark.parametrize(("before", "after", "words"), [(0, 90, "Success rose by"), (90, 0, "Success fell by")])
 def test_the_page_says_which_way_it_went(before: int, after: int, words: str) -> None:
     old, new = ([i < count for i in range(100)] for count in (before, after))
-    data = report_data(before=evaluation(old, 0), after=evaluation(new, 9), gain=paired_gain(old, new))
+    data = report_data(compared=compared(old, new))
     assert f"{words} <strong>90.0 points</strong>" in render(data)
 
 

@@ -138,9 +138,9 @@ def test_two_learners_look_where_one_does(section: type[ObjectiveSection]) -> No
 
 def test_another_update_or_seed_looks_elsewhere() -> None:
     batch = batch_of(blind_policy())
-    one, same = Pairs(batch, 4, (0, 4)), Pairs(batch, 4, (0, 4))
+    one, same = Pairs(batch, 4, (0, 4, 0)), Pairs(batch, 4, (0, 4, 0))
     assert torch.equal(one.x, same.x) and torch.equal(one.tau, same.tau)
-    for other in (Pairs(batch, 4, (0, 5)), Pairs(batch, 4, (1, 4))):
+    for other in (Pairs(batch, 4, (0, 5, 0)), Pairs(batch, 4, (1, 4, 0))):
         assert (other.eps - one.eps).abs().flatten(1).amax(1).min() > 0.5 and (other.tau != one.tau).all()
 
 
@@ -149,7 +149,7 @@ def test_times_are_stratified_and_points_lie_on_straight_paths(pairs: int) -> No
     blank = torch.zeros(3000, 2, 1, 2)
     sample = torch.randn(3000, 1, 2, generator=torch.Generator().manual_seed(0))
     batch = decisions(blank, torch.zeros(3000, dtype=torch.long), blank[:, 0].bool(), sample=sample)
-    view = Pairs(batch, pairs, (0, 0))
+    view = Pairs(batch, pairs, (0, 0, 0))
     within = view.tau * pairs - torch.arange(pairs)
     assert view.tau.shape == (3000, pairs) and view.tau.min() > 0 and view.tau.max() <= 1
     assert -1e-6 <= within.min() < 0.01 and 0.99 < within.max() <= 1
@@ -168,10 +168,10 @@ def test_settings_name_the_view() -> None:
     }  # fmt: skip
     assert {s().name for s in wanted} == set(OBJECTIVES)
     for section, kind in wanted.items():
-        view = view_of(batch, section(), LAW, (0, 0))
+        view = view_of(batch, section(), LAW, (0, 0, 0))
         assert type(view) is kind
         assert view.x.shape[1] == view.tau.shape[1] == getattr(section(), "pairs", 1)
-    assert view_of(batch_of(noisy_policy(), law=FlowNoise(3)), PPOSection(), FlowNoise(3), (0, 0)).x.shape[1] == 3
+    assert view_of(batch_of(noisy_policy(), law=FlowNoise(3)), PPOSection(), FlowNoise(3), (0, 0, 0)).x.shape[1] == 3
 
 
 # ---- what the weights said at the start
@@ -298,14 +298,14 @@ def kinds(view: AdvisedPairs, rows: Tensor) -> Tensor:
 def test_advice_follows_from_the_quantile() -> None:
     batch = marked()
     for quantile, good in ((0.7, 12), (0.5, 20), (0.9, 4)):
-        view = AdvisedPairs(batch, 1, (0, 0), quantile=quantile, dropout=0.0)
+        view = AdvisedPairs(batch, 1, (0, 0, 0), quantile=quantile, dropout=0.0)
         found = kinds(view, torch.arange(40))
         assert torch.equal(found == 1, batch.advantage >= 40 - good) and not (found == 0).any()
 
 
 def test_some_are_learned_without_advice_and_stay_so_during_the_update() -> None:
     batch, everyone = marked(4000), torch.arange(4000)
-    view = AdvisedPairs(batch, 1, (0, 0), quantile=0.7, dropout=0.1)
+    view = AdvisedPairs(batch, 1, (0, 0, 0), quantile=0.7, dropout=0.1)
     found = kinds(view, everyone)
     assert (found == 0).float().mean().item() == pytest.approx(0.1, abs=4.5 * (0.09 / 4000) ** 0.5)
     advised = found > 0
@@ -313,7 +313,7 @@ def test_some_are_learned_without_advice_and_stay_so_during_the_update() -> None
     assert (found == 0)[batch.advantage >= 2800].float().mean().item() == pytest.approx(0.1, abs=0.03)
     order = everyone.flip(0)
     assert torch.equal(kinds(view, order), found.flip(0))
-    same, other = (AdvisedPairs(batch, 1, key, quantile=0.7, dropout=0.1) for key in ((0, 0), (0, 1)))
+    same, other = (AdvisedPairs(batch, 1, key, quantile=0.7, dropout=0.1) for key in ((0, 0, 0), (0, 1, 0)))
     assert torch.equal(kinds(same, everyone), found) and not torch.equal(kinds(other, everyone), found)
 
 
@@ -325,7 +325,7 @@ def test_an_update_conditions_the_decoder_on_the_advice() -> None:
     (given,), batch = watch.given, flatten(data, normalise=False)
     assert isinstance(given, PairInputs) and isinstance(batch.inputs, TorchContext) and batch.advised is not None
     (order,) = minibatches(24, 24, seed=0, update=4, epoch=0, rank=0, world=1)
-    view = view_of(batch, watch.objective, LAW, (0, 4))
+    view = view_of(batch, watch.objective, LAW, (0, 4, 0))
     assert isinstance(view, AdvisedPairs) and 0 < view.plain.sum() < 12
     for row, i in enumerate(order):
         which = batch.inputs if view.plain[i] else batch.advised[0 if view.good[i] else 1]

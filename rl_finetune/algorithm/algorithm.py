@@ -29,7 +29,7 @@ from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
 from actors.env_runner import JOB_KEY, FlowEnvRunner
-from actors.evaluator import EpisodeResults
+from actors.evaluator import EpisodeResults, together
 from actors.film import Film
 from learners.advantages import credit
 from rl_finetune.algorithm import cluster
@@ -104,7 +104,7 @@ class FlowRL(Algorithm):
         self._publish()
 
     def training_step(self) -> None:
-        """One round."""
+        """One round in every world."""
         clock = Clock()
         trajectories = self._collect()
         clock.lap("collect")
@@ -133,20 +133,20 @@ class FlowRL(Algorithm):
             group.foreach_env_runner_async("sample", kwargs={"round_number": later}, tag=f"round-{later}")
         self.requested = max(self.requested, number + lag + 1)
         waiting = len(group.healthy_env_runner_ids())
-        found: list[Trajectory] = []
+        found: list[list[Trajectory]] = []
         deadline = time.monotonic() + RESTART_PATIENCE
         while len(found) < waiting and time.monotonic() < deadline:
             ready = group.fetch_ready_async_reqs(tags=f"round-{number}", timeout_seconds=PATIENCE)
-            found += [made for _, made in ready if isinstance(made, Trajectory)]
+            found += [made for _, made in ready if isinstance(made, list)]
             waiting = min(waiting, len(group.healthy_env_runner_ids()))
-        return found or self._now(number)
+        return [made for one in found for made in one] or self._now(number)
 
     def _now(self, number: int) -> list[Trajectory]:
         deadline = time.monotonic() + RESTART_PATIENCE
         while True:
             found = self._on_runners("sample", {"round_number": number})
             if found:
-                return found
+                return [made for one in found for made in one]
             if time.monotonic() > deadline:
                 raise RuntimeError(
                     f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause"
@@ -160,6 +160,8 @@ class FlowRL(Algorithm):
         return weights
 
     def _judge(self, trajectories: list[Trajectory], report: Any, weights: TrainedWeights, clock: Clock) -> None:
+        for failure in (f for t in trajectories for f in t.failures):
+            self._event(str(failure))
         self.state, self.row = iteration_row(
             self.state, trajectories, report, clock, publish_bytes=weights.nbytes, recent=RECENT,
             healthy=self.env_runner_group.num_healthy_remote_env_runners(), events=self._take_events(),
@@ -177,27 +179,28 @@ class FlowRL(Algorithm):
             self._event(f"actor {', '.join(map(str, restored))} is back with weights version {weights.version}")
         return restored
 
-    def play(self, episodes: int) -> EpisodeResults:
-        """Held-out episodes 0..episodes-1, spread over the living runners."""
-        parts: list[EpisodeResults] = self._shared("play", np.arange(episodes))
-        return EpisodeResults(np.concatenate([p.success for p in parts]), np.concatenate([p.steps for p in parts]))
+    def play(self, episodes: int) -> dict[str, EpisodeResults]:
+        """Held-out episodes 0..episodes-1 of each world, by its label, spread over the living runners."""
+        return {label: together(parts) for label, parts in self._shared("play", np.arange(episodes)).items()}
 
     def film(self, episodes: int) -> list[Film]:
-        """Clips of held-out episodes 0..episodes-1."""
-        parts: list[list[Film]] = self._shared("film", np.arange(episodes)) if episodes else []
-        return [film for part in parts for film in part]
+        """Clips of held-out episodes 0..episodes-1 of each world."""
+        found = self._shared("film", np.arange(episodes)) if episodes else {}
+        return [film for parts in found.values() for part in parts for film in part]
 
-    def _shared(self, method: str, episodes: np.ndarray) -> list[Any]:
-        """Call `method` on each living runner with its share; shares of runners that die go to the others."""
-        done: dict[int, Any] = {}
-        shares = [s for s in np.array_split(episodes, max(self.env_runner_group.num_remote_env_runners(), 1)) if s.size]
+    def _shared(self, method: str, episodes: np.ndarray) -> dict[str, list[Any]]:
+        """Call `method` for each world, on each living runner with its share; shares of runners that die go to the
+        others. Returns the answers by the world's label."""
+        labels, done = self.job.env.labels, dict[int, Any]()
+        parts = [s for s in np.array_split(episodes, max(self.env_runner_group.num_remote_env_runners(), 1)) if s.size]
+        shares = [{"world": world, "episodes": part} for world in range(len(labels)) for part in parts]
         deadline = time.monotonic() + RESTART_PATIENCE
         while len(done) < len(shares):
             alive = self.env_runner_group.healthy_env_runner_ids()
             todo = [i for i in range(len(shares)) if i not in done][: len(alive)]
             for i, runner in zip(todo, alive, strict=False):
                 self.env_runner_group.foreach_env_runner_async(
-                    method, kwargs={"episodes": shares[i]}, remote_worker_ids=[runner], tag=f"share-{i}"
+                    method, kwargs=shares[i], remote_worker_ids=[runner], tag=f"share-{i}"
                 )
             for i in todo:
                 for _, result in self.env_runner_group.fetch_ready_async_reqs(tags=f"share-{i}", timeout_seconds=None):
@@ -205,7 +208,8 @@ class FlowRL(Algorithm):
             if time.monotonic() > deadline:
                 raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
             self.restore_env_runners(self.env_runner_group)
-        return [done[i] for i in range(len(shares))]
+        n = len(parts)
+        return {label: [done[i] for i in range(w * n, (w + 1) * n)] for w, label in enumerate(labels)}
 
     def _on_runners(self, method: str, kwargs: Mapping[str, Any]) -> list[Any]:
         before = set(self.env_runner_group.healthy_env_runner_ids())

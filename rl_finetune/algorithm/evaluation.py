@@ -3,53 +3,103 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from actors.evaluator import EpisodeResults
+from actors.evaluator import EpisodeResults, together
 from rl_finetune.algorithm import cluster, preflight
-from rl_finetune.algorithm.job import evaluation_report
 from rl_finetune.algorithm.run_folder import write_json
 from rl_finetune.config import EvaluateConfig
+from rl_finetune.metrics.evaluation import Evaluation, describe
+from rl_finetune.metrics.intervals import wilson
+from rl_finetune.types import EvalReport, Failure
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Play, print one line, and write the evaluation file if one is asked for; returns the exit code."""
+    """Play, print one line a world and for several their mean, and write the evaluation file if one is asked for.
+
+    Returns the exit code.
+    """
     preflight.check(config.policy, config.env)
+    preflight.check_prompt(config)
     cluster.connect(config.num_actors)
     began = time.monotonic()
-    report = evaluation_report(_play(config), config.evaluation.seed, version=0)
-    low, high = report.interval
-    asked = "" if config.shuffle == "none" else f" with shuffled {config.shuffle}"
-    print(
-        f"success {report.success:.1%} [{low:.1%}, {high:.1%}]{asked} on {len(report.successes)} held-out episodes of "
-        f"{config.env.name}, {time.monotonic() - began:.0f} s"
-    )
+    found, failures = evaluation_of(_play(config), config.evaluation.seed, version=0)
+    for failure in failures:
+        print(f"  * {failure}")
+    for line in _lines(config, found, time.monotonic() - began):
+        print(line)
     if config.output is not None:
         path = Path(config.output)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            path,
-            {
-                "policy": config.policy.path,
-                "adapter": config.policy.adapter,
-                "shuffle": config.shuffle,
-                **asdict(report),
-            },
-        )
+        write_json(path, evaluation_file(config, found))
     return 0
 
 
-def _play(config: EvaluateConfig) -> EpisodeResults:
+def evaluation_of(
+    results: Mapping[str, EpisodeResults], seed: int, version: int
+) -> tuple[Evaluation, tuple[Failure, ...]]:
+    """Successes with their intervals, by world, and whatever broke down."""
+    failures = tuple(f for found in results.values() for f in found.failures if f is not None)
+    return Evaluation({label: _report(found, seed, version) for label, found in results.items()}), failures
+
+
+def evaluation_file(config: EvaluateConfig, found: Evaluation) -> dict[str, object]:
+    """What was asked, the mean over worlds, and each world."""
+    asked = {
+        "policy": config.policy.path, "adapter": config.policy.adapter, "shuffle": config.shuffle,
+        "prompt_as": config.prompt_as,
+    }  # fmt: skip
+    return {**asked, **asdict(found.overall), "worlds": found.to_dict()}
+
+
+def _report(results: EpisodeResults, seed: int, version: int) -> EvalReport:
+    successes = tuple(bool(s) for s in results.success)
+    measures = {
+        name: float(np.nanmean(values)) for name, values in results.measures.items() if not np.isnan(values).all()
+    }
+    return EvalReport(
+        successes=successes, seed=seed, success=sum(successes) / len(successes),
+        interval=wilson(sum(successes), len(successes)), mean_steps=float(results.steps.mean()), policy_version=version,
+        failed=sum(f is not None for f in results.failures), measures=measures,
+    )  # fmt: skip
+
+
+def _lines(config: EvaluateConfig, found: Evaluation, seconds: float) -> list[str]:
+    shuffled = "" if config.shuffle == "none" else f" with shuffled {config.shuffle}"
+    episodes = config.evaluation.episodes
+
+    def one(label: str) -> str:
+        told = config.told(label)
+        asked = shuffled + ("" if told is None else f" told to be {told}")
+        return f"{describe(found.worlds[label])}{asked} on {episodes} held-out episodes of {label}"
+
+    *worlds, last = [one(label) for label in found.worlds]
+    if not worlds:
+        return [f"{last}, {seconds:.0f} s"]
+    mean = f"{describe(found.overall)}{shuffled}, mean of {len(found.worlds)} worlds, {seconds:.0f} s"
+    return [*worlds, last, mean]
+
+
+def _play(config: EvaluateConfig) -> dict[str, EpisodeResults]:
     import ray
 
     from actors.player import Player
 
-    episodes = np.array_split(np.arange(config.evaluation.episodes), config.num_actors)
-    size = max(1, config.env.num_envs // config.num_actors)
+    holders = config.num_actors
+    worlds = [replace(w, env_ids=w.env_ids[: max(1, w.num_envs // holders)]) for w in config.env.worlds()]
+    episodes = np.array_split(np.arange(config.evaluation.episodes), holders)
     remote = ray.remote(num_cpus=0.5, num_gpus=config.gpus)(Player)
-    players = [remote.remote(config.policy, config.env, config.evaluation, size, gpus=config.gpus) for _ in episodes]
-    parts = ray.get([p.play.remote(e, config.shuffle) for p, e in zip(players, episodes, strict=True) if e.size])
-    return EpisodeResults(np.concatenate([p.success for p in parts]), np.concatenate([p.steps for p in parts]))
+    players = [remote.remote(config.policy, worlds, config.evaluation, gpus=config.gpus) for _ in episodes]
+    asked = {
+        world.label: [
+            player.play.remote(number, part, config.shuffle, config.told(world.label))
+            for player, part in zip(players, episodes, strict=True)
+            if part.size
+        ]
+        for number, world in enumerate(worlds)
+    }
+    return {label: together(ray.get(parts)) for label, parts in asked.items()}

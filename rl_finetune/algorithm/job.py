@@ -11,27 +11,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rl_finetune
-from actors.evaluator import EpisodeResults
 from rl_finetune import checkpoint
 from rl_finetune.algorithm import cluster, preflight
+from rl_finetune.algorithm.evaluation import evaluation_of
 from rl_finetune.algorithm.run_folder import (
     claimed,
     load_clips,
-    load_report,
+    load_evaluation,
     replace_folder,
     save_clips,
-    save_report,
     write_json,
 )
 from rl_finetune.config import TrainConfig, dump, load
 from rl_finetune.metrics.console import Dashboard
-from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.metrics.evaluation import Comparison, Evaluation
 from rl_finetune.metrics.journal import Journal
 from rl_finetune.metrics.report import write_report
 from rl_finetune.metrics.report_data import ReportData
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.metrics.wandb_sink import WandbSink
-from rl_finetune.types import EvalReport
 
 if TYPE_CHECKING:
     from rl_finetune.algorithm.algorithm import FlowRL
@@ -47,6 +45,7 @@ def train(config: TrainConfig) -> int:
     """
     folder = Path(config.run.folder)
     preflight.check(config.policy, config.env)
+    preflight.check_critic(config)
     preflight.check_source(config.rollout.source, config.objective)
     with claimed(folder, resume=config.run.resume):
         resumed = checkpoint.newest(folder) if config.run.resume else None
@@ -90,19 +89,18 @@ class _Job:
         """Everything."""
         run = self.config.run
         with Dashboard(
-            f"{self.config.env.name}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes
+            f"{self.config.env.title}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes
         ) as board:
             board.note("starting actors and learners")
             algorithm = self._algorithm()
             try:
                 self._train(algorithm, board, resumed)
-                after = self._evaluate(algorithm, board, AFTER)
-                self._finish(algorithm, after)
+                compared = self._finish(algorithm, self._evaluate(algorithm, board, AFTER))
             finally:
                 algorithm.stop()
                 self.sink.finish()
                 self.journal.close()
-        print(self._last_line(after), flush=True)
+        print(self._last_line(compared), flush=True)
 
     def _algorithm(self) -> FlowRL:
         cluster.connect(self.config.rollout.num_actors + self.config.learner.num_learners)
@@ -129,27 +127,30 @@ class _Job:
             if row.iteration % run.checkpoint_every == 0 or row.iteration == run.iterations:
                 checkpoint.save(self.folder, algorithm.state.iteration, algorithm.save_checkpoint)
 
-    def _evaluate(self, algorithm: FlowRL, board: Dashboard, name: str) -> EvalReport:
-        settings = self.config.evaluation
-        board.note(f"evaluating {name} training: {settings.episodes} held-out episodes")
-        report = evaluation_report(algorithm.play(settings.episodes), settings.seed, algorithm.state.version)
+    def _evaluate(self, algorithm: FlowRL, board: Dashboard, name: str) -> Evaluation:
+        settings, labels = self.config.evaluation, self.config.env.labels
+        each = f" of each of {len(labels)} worlds" if len(labels) > 1 else ""
+        board.note(f"evaluating {name} training: {settings.episodes} held-out episodes{each}")
+        found, failures = evaluation_of(algorithm.play(settings.episodes), settings.seed, algorithm.state.version)
+        for failure in failures:
+            board.note(str(failure))
         save_clips(self.folder / "clips" / f"{name}.npz", algorithm.film(settings.clips))
-        save_report(self.folder / f"{name}.json", report)
-        low, high = report.interval
-        board.note(f"{name} training: success {report.success:.1%} [{low:.1%}, {high:.1%}]")
-        self.sink.log({f"evaluation/{name}": report.success}, step=algorithm.state.iteration)
-        return report
+        write_json(self.folder / f"{name}.json", found.to_dict())
+        for line in found.lines():
+            board.note(f"{name} training: {line}")
+        several = {f"evaluation/{name}/{label}": r.success for label, r in found.worlds.items() if len(labels) > 1}
+        self.sink.log({f"evaluation/{name}": found.overall.success, **several}, step=algorithm.state.iteration)
+        return found
 
-    def _finish(self, algorithm: FlowRL, after: EvalReport) -> None:
+    def _finish(self, algorithm: FlowRL, after: Evaluation) -> Comparison:
         staged = checkpoint.save(self.folder, algorithm.state.iteration, algorithm.save_checkpoint)
         adapter = self.folder / "adapter"
         replace_folder(staged / "adapter", adapter)
-        before = load_report(self.folder / f"{BEFORE}.json")
-        gain = paired_gain(before.successes, after.successes)
-        write_json(self.folder / "evaluation.json", evaluation_payload(before, after))
+        compared = Comparison(load_evaluation(self.folder / f"{BEFORE}.json"), after)
+        write_json(self.folder / "evaluation.json", compared.to_dict())
         rows = tuple(IterationRow.from_dict(record) for record in self.journal.read())
         write_report(self.folder / "report.html", ReportData(
-            title=f"{self.config.env.name}, seed {self.config.run.seed}", before=before, after=after, gain=gain,
+            title=f"{self.config.env.title}, seed {self.config.run.seed}", compared=compared,
             rows=rows, minutes=algorithm.state.minutes, checkpoint=str(adapter), config=dump(self.config),
             clips_before=load_clips(self.folder / "clips" / f"{BEFORE}.npz"),
             clips_after=load_clips(self.folder / "clips" / f"{AFTER}.npz"),
@@ -159,37 +160,14 @@ class _Job:
                 "command": "rl-finetune train", "machine": f"{platform.machine()}, Python {platform.python_version()}",
             },
         ))  # fmt: skip
+        return compared
 
-    def _last_line(self, after: EvalReport) -> str:
-        before = load_report(self.folder / f"{BEFORE}.json")
+    def _last_line(self, compared: Comparison) -> str:
         minutes = (time.monotonic() - self.began) / 60
         return (
-            f"success {before.success:.1%} -> {after.success:.1%}, "
-            f"gain {paired_gain(before.successes, after.successes)} on {len(after.successes)} held-out episodes, "
-            f"{minutes:.1f} min; adapter in {self.folder / 'adapter'}, "
+            f"{compared.line()}, {minutes:.1f} min; adapter in {self.folder / 'adapter'}, "
             f"report in {self.folder / 'report.html'}"
         )
-
-
-def evaluation_report(results: EpisodeResults, seed: int, version: int) -> EvalReport:
-    """Successes with their interval."""
-    successes = tuple(bool(s) for s in results.success)
-    return EvalReport(
-        successes=successes, seed=seed, success=sum(successes) / len(successes),
-        interval=wilson(sum(successes), len(successes)), mean_steps=float(results.steps.mean()), policy_version=version,
-    )  # fmt: skip
-
-
-def evaluation_payload(before: EvalReport, after: EvalReport) -> dict[str, object]:
-    """The evaluation file: both success rates, the paired gain, and every episode."""
-    gain = paired_gain(before.successes, after.successes)
-    return {
-        "episodes": len(after.successes), "seed": after.seed,
-        "before": {"success": before.success, "interval": before.interval, "mean_steps": before.mean_steps},
-        "after": {"success": after.success, "interval": after.interval, "mean_steps": after.mean_steps},
-        "gain": {"points": gain.points, "interval": gain.interval, "won": gain.won, "lost": gain.lost},
-        "successes_before": before.successes, "successes_after": after.successes,
-    }  # fmt: skip
 
 
 def _late(minutes: float, limit: float | None) -> bool:

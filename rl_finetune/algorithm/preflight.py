@@ -8,31 +8,57 @@ from safetensors import SafetensorError, safe_open
 
 import envs
 from rl_finetune.config.objectives import ObjectiveSection
-from rl_finetune.config.schema import EnvSection, PolicySection, TrainConfig
+from rl_finetune.config.schema import EvaluateConfig, PolicySection, TrainConfig
+from rl_finetune.config.worlds import EnvSection
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.policy.critics import check_state
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.policy.policy import BACKBONE_FOLDER
-from rl_finetune.spec import handshake
+from rl_finetune.spec import handshake, shared_state
 from rl_finetune.store import load_round, rounds
 
 
 def check(policy: PolicySection, env: EnvSection) -> None:
-    """Load the decoder, look at the backbone's files, shake hands, draw one picture.
+    """Load the decoder, look at the backbone's files, shake hands with every world, draw one picture of each.
 
     Raises:
         UserError: whatever is wrong, before anything is written or started.
     """
-    spec = envs.spec(env.name, **env.options)
+    worlds = env.worlds()
+    specs = [envs.spec(world.name, **world.options) for world in worlds]
     loaded = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone, with_backbone=False)
-    handshake(loaded.config.embodiments, spec)
+    for spec in specs:
+        handshake(loaded.config.embodiments, spec)
     if policy.backbone is None:
         _check_backbone(local_folder(policy.path) / BACKBONE_FOLDER)
     if policy.adapter is not None:
         from rl_finetune.policy.adapters import load_adapters  # peft takes two seconds to import
 
         load_adapters(loaded, Path(policy.adapter))
-    envs.make(env.name, 1, **env.options).close()
+    for world in worlds:
+        envs.make(world.name, 1, **world.options).close()
+
+
+def check_prompt(config: EvaluateConfig) -> None:
+    """Another embodiment for the prompt must be one that the policy knows.
+
+    Raises:
+        UserError: it is not.
+    """
+    policy = QwenVLAPolicy.from_pretrained(config.policy.path, config.policy.backbone, with_backbone=False)
+    for told in (config.told(label) for label in config.env.labels):
+        if told is not None:
+            policy.body(told)
+
+
+def check_critic(job: TrainConfig) -> None:
+    """A privileged critic judges one kind of state.
+
+    Raises:
+        UserError: the worlds have none in common.
+    """
+    check_state(job, shared_state([envs.spec(world.name, **world.options) for world in job.env.worlds()]))
 
 
 def check_source(source: str | None, objective: ObjectiveSection) -> None:

@@ -11,7 +11,6 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import numpy as np
 
 from actors.film import Film
 from rl_finetune.errors import UserError
+from rl_finetune.metrics.evaluation import Evaluation
 from rl_finetune.metrics.report_data import Clip
-from rl_finetune.types import EvalReport
 
 LOCK = ".lock"
 
@@ -76,21 +75,15 @@ def replace_folder(source: Path, target: Path) -> None:
     beside.rename(target)
 
 
-def save_report(path: Path, report: EvalReport) -> None:
-    """An evaluation as JSON."""
-    write_json(path, asdict(report))
-
-
-def load_report(path: Path) -> EvalReport:
-    """What `save_report` wrote."""
-    payload = json.loads(path.read_text())
-    return EvalReport(**{**payload, "successes": tuple(payload["successes"]), "interval": tuple(payload["interval"])})
+def load_evaluation(path: Path) -> Evaluation:
+    """The evaluation of which `path` holds the `to_dict`."""
+    return Evaluation.from_dict(json.loads(path.read_text()))
 
 
 def save_clips(path: Path, films: list[Film]) -> None:
     """Frames and captions in one npz without pickles."""
     path.parent.mkdir(exist_ok=True)
-    captions = json.dumps([[f.instruction, f.success, f.episode] for f in films])
+    captions = json.dumps([[f.instruction, f.success, f.episode, f.world] for f in films])
     beside = path.with_suffix(".part.npz")
     arrays: dict[str, Any] = {f"clip{i}": f.frames for i, f in enumerate(films)}
     np.savez_compressed(beside, captions=np.array(captions), **arrays)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, fields, replace
 import numpy as np
 
 from rl_finetune.checkpoint import RunState
-from rl_finetune.metrics.intervals import wilson
-from rl_finetune.metrics.rows import IterationRow
+from rl_finetune.metrics.intervals import mean_over, wilson
+from rl_finetune.metrics.rows import IterationRow, WorldRow
 from rl_finetune.types import Trajectory, UpdateReport
 
 KNOWN = {f.name for f in fields(IterationRow)} | {"ratio_error"}
@@ -42,50 +42,102 @@ def iteration_row(
     events: tuple[str, ...],
 ) -> tuple[RunState, IterationRow]:
     """The state after the round, and what to show of it; `recent` episodes are kept for the rolling success rate."""
-    ended = [(t.terminated | t.truncated) for t in trajectories]
-    successes = tuple(bool(s) for t, e in zip(trajectories, ended, strict=True) for s in t.success[e])
-    rolling = (*state.recent, *successes)[-recent:]
-    steps = sum(int(t.steps_executed.sum()) for t in trajectories)
-    seconds = sum(clock.laps.values())
-    after = replace(
-        state,
-        iteration=state.iteration + 1,
-        version=report.policy_version,
-        env_steps=state.env_steps + steps,
-        minutes=state.minutes + seconds / 60,
-        recent=rolling,
-    )
-    episodes = len(successes)
-    rewards = sum(float(t.reward.sum()) for t in trajectories)
+    after, seconds = _advanced(state, trajectories, report, clock, recent), sum(clock.laps.values())
+    worlds = {label: _world_row(own, after.recent_by_world[label]) for label, own in _by_world(trajectories)}
+    success, interval = mean_over([(w.success, w.success_interval) for w in worlds.values()] or [_rate(after.recent)])
+    one_body = len({t.embodiment for t in trajectories}) == 1
     d = report.diagnostics
     row = IterationRow(
         iteration=after.iteration,
         minutes=after.minutes,
         env_steps=after.env_steps,
-        success=float(np.mean(rolling)) if rolling else math.nan,
-        success_interval=wilson(sum(rolling), len(rolling)),
-        mean_return=rewards / episodes if episodes else math.nan,
-        episodes=episodes,
+        success=success,
+        success_interval=interval,
+        mean_return=_mean_return(trajectories),
+        episodes=len(_successes(trajectories)),
         clip_fraction=d.get("clip_fraction", math.nan),
         kl=d.get("kl", math.nan),
         first_ratio_error=report.first_ratio_error,
         explained_variance=d["explained_variance"],
         grad_norm=d["grad_norm"],
-        executed_std=float(np.mean([t.executed_std for t in trajectories])),
+        executed_std=_executed_std(trajectories) if one_body else math.nan,
         effective_samples=d.get("effective_samples", math.nan),
         staleness=state.version - min(t.policy_version for t in trajectories),
         value_loss=d.get("value_loss", math.nan),
         policy_loss=d["policy_loss"],
         actor_lr=d["actor_lr"],
-        steps_per_second=steps / seconds,
+        steps_per_second=_steps(trajectories) / seconds,
         collect_seconds=clock.laps["collect"],
         update_seconds=clock.laps["update"],
         publish_bytes=publish_bytes,
         actors_healthy=healthy,
         actors_lost=state.actors_lost,
         policy_version=after.version,
-        contribution=tuple(float(c) for c in np.mean([t.contribution for t in trajectories], axis=0)),
+        contribution=tuple(map(float, np.mean([t.contribution for t in trajectories], axis=0))) if one_body else (),
+        failures=sum(len(t.failures) for t in trajectories),
+        worlds=worlds,
         terms={name: value for name, value in d.items() if name not in KNOWN},
         events=events,
     )
     return after, row
+
+
+def _advanced(
+    state: RunState, trajectories: list[Trajectory], report: UpdateReport, clock: Clock, recent: int
+) -> RunState:
+    by_world = {
+        label: (*state.recent_by_world.get(label, ()), *_successes(own))[-recent:]
+        for label, own in _by_world(trajectories)
+    }
+    return replace(
+        state,
+        iteration=state.iteration + 1,
+        version=report.policy_version,
+        env_steps=state.env_steps + _steps(trajectories),
+        minutes=state.minutes + sum(clock.laps.values()) / 60,
+        recent=(*state.recent, *_successes(trajectories))[-recent:],
+        recent_by_world={**state.recent_by_world, **by_world},
+    )
+
+
+def _steps(trajectories: list[Trajectory]) -> int:
+    return sum(int(t.steps_executed.sum()) for t in trajectories)
+
+
+def _by_world(trajectories: list[Trajectory]) -> list[tuple[str, list[Trajectory]]]:
+    """Each world's, where there are several."""
+    labels = list(dict.fromkeys(t.world for t in trajectories))
+    return [(label, [t for t in trajectories if t.world == label]) for label in labels if len(labels) > 1]
+
+
+def _world_row(trajectories: list[Trajectory], rolling: tuple[bool, ...]) -> WorldRow:
+    success, interval = _rate(rolling)
+    return WorldRow(
+        success=success,
+        success_interval=interval,
+        mean_return=_mean_return(trajectories),
+        episodes=len(_successes(trajectories)),
+        steps=_steps(trajectories),
+        transitions=sum(t.transitions for t in trajectories),
+        failures=sum(len(t.failures) for t in trajectories),
+        executed_std=_executed_std(trajectories),
+    )
+
+
+def _successes(trajectories: list[Trajectory]) -> tuple[bool, ...]:
+    """Of every episode that ended by itself."""
+    return tuple(bool(s) for t in trajectories for s in t.success[(t.terminated | t.truncated) & ~t.failed])
+
+
+def _rate(successes: tuple[bool, ...]) -> tuple[float, tuple[float, float]]:
+    share = float(np.mean(successes)) if successes else math.nan
+    return share, wilson(sum(successes), len(successes))
+
+
+def _mean_return(trajectories: list[Trajectory]) -> float:
+    episodes = len(_successes(trajectories))
+    return sum(float(t.reward.sum()) for t in trajectories) / episodes if episodes else math.nan
+
+
+def _executed_std(trajectories: list[Trajectory]) -> float:
+    return float(np.mean([t.executed_std for t in trajectories]))

@@ -1,4 +1,5 @@
-"""Intervals for success rates: of one policy, and of the difference between two on the same episodes."""
+"""Intervals for success rates: of one policy, of the difference between two on the same episodes, and of means over
+worlds."""
 
 from __future__ import annotations
 
@@ -67,3 +68,27 @@ def paired_gain(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) 
     half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     low, high = max(p - q - half, -1.0), min(p - q + half, 1.0)
     return Gain(points=100 * (won - lost) / n, interval=(100 * low, 100 * high), episodes=n, won=won, lost=lost)
+
+
+def mean_gain(gains: Sequence[Gain]) -> Gain:
+    """The mean over worlds, each weighing the same; see `mean_over`."""
+    points, (low, high) = mean_over([(gain.points, gain.interval) for gain in gains])
+    episodes, won, lost = (sum(getattr(gain, name) for gain in gains) for name in ("episodes", "won", "lost"))
+    return Gain(points, (max(low, -100.0), min(high, 100.0)), episodes, won, lost)
+
+
+def mean_over(parts: Sequence[tuple[float, tuple[float, float]]]) -> tuple[float, tuple[float, float]]:
+    """Mean of W independent estimates (value, interval), and its interval.
+
+    The variances that the parts' own limits imply add up (MOVER: Zou, Huang and Zhang 2009, "A note on confidence
+    interval estimation for a linear function of binomial proportions", Comput. Stat. Data Anal. 53:1080-1085): for
+    estimates m_w within [l_w, u_w] the limits are m - sqrt(sum (m_w - l_w)^2) / W and m + sqrt(sum (u_w - m_w)^2) / W.
+    With Wilson's limits it keeps its width where a world always fails or succeeds, and one part keeps its own interval.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    count = len(parts)
+    mean = sum(value for value, _ in parts) / count
+    below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in parts)) / count
+    above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in parts)) / count
+    return mean, (mean - below, mean + above)

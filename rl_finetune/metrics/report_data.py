@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from rl_finetune.metrics.evaluation import Comparison
 from rl_finetune.metrics.intervals import Gain
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.types import EvalReport, ImageArray
@@ -22,6 +23,8 @@ class Clip:
     """Whether the task was done."""
     episode: int
     """Number of the held-out episode: clips before and after with the same number show the same initial state."""
+    world: str = ""
+    """Label of the world."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,8 @@ class ReportData:
 
     title: str
     """For example `widowx_reach, seed 0`."""
-    before: EvalReport
-    """Evaluation of the policy that training started from."""
-    after: EvalReport
-    """Evaluation of the policy that it ended with, on the same episodes."""
-    gain: Gain
-    """Paired difference of the two."""
+    compared: Comparison
+    """Evaluations before and after, on the same episodes."""
     rows: tuple[IterationRow, ...]
     """Training, oldest first."""
     minutes: float
@@ -52,3 +51,18 @@ class ReportData:
     """Pace of the clips on the page."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """Name -> value, for example code version, seeds, command, hardware."""
+
+    @property
+    def before(self) -> EvalReport:
+        """Of the policy that training started from; of several worlds the mean."""
+        return self.compared.before.overall
+
+    @property
+    def after(self) -> EvalReport:
+        """Of the policy that it ended with; of several worlds the mean."""
+        return self.compared.after.overall
+
+    @property
+    def gain(self) -> Gain:
+        """Paired difference of the two."""
+        return self.compared.gain

@@ -27,7 +27,7 @@ from torch import nn
 from rl_finetune.config.objectives import RECAPSection
 from rl_finetune.config.schema import LoraSection, TrainConfig
 from rl_finetune.errors import UserError
-from rl_finetune.policy.critics import PrivilegedCritic
+from rl_finetune.policy.critics import PrivilegedCritic, check_state
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.policy import QwenVLAPolicy
 from rl_finetune.types import FloatArray
@@ -71,20 +71,16 @@ def equip(policy: QwenVLAPolicy, job: TrainConfig, privileged: int) -> QwenVLAPo
     Args:
         policy: plain; changed in place.
         job: the job.
-        privileged: S, channels of the environment's privileged state.
+        privileged: S, channels of the privileged state that all worlds of the job share; 0 for none.
 
     Raises:
         UserError: a privileged critic without such a state, or no layer has a configured name.
     """
+    check_state(job, privileged)
     policy = add_adapters(policy, job.lora, seed=job.run.seed)
     policy.critic = job.critic_kind
     policy.value_head.requires_grad_(policy.critic == "linear")
     if policy.critic == "privileged":
-        if not privileged:
-            raise UserError(
-                "this environment exposes no privileged state", got=f"critic.kind=privileged with {job.env.name}",
-                expected="an environment whose spec names privileged channels", do="set critic.kind=linear",
-            )  # fmt: skip
         policy.privileged_critic = PrivilegedCritic(privileged)
     law, decoder = job.exploration, policy.config.decoder
     if law.law == "flow_noise":

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from rl_finetune.config.schema import TrainConfig
+from rl_finetune.errors import UserError
+
 SCALE = 10.0
 """States come in metres: a table is a few tenths of one across."""
 
@@ -27,3 +30,20 @@ class PrivilegedCritic(nn.Module):
     def forward(self, state: Tensor) -> Tensor:
         """Value [N] of states [N, S]."""
         return self.layers(SCALE * state)[:, 0]
+
+
+def check_state(job: TrainConfig, privileged: int) -> None:
+    """Refuse a privileged critic without one kind of state to judge.
+
+    Args:
+        job: what is trained.
+        privileged: S, channels of the privileged state that all its worlds share; 0 for none.
+
+    Raises:
+        UserError: the job asks for such a critic and S is 0.
+    """
+    if job.critic_kind == "privileged" and not privileged:
+        raise UserError(
+            "no privileged state that one critic could judge", got=f"critic.kind=privileged with {job.env.title}",
+            expected="worlds whose specs name the same privileged channels", do="set critic.kind=linear",
+        )  # fmt: skip
