@@ -7,7 +7,9 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any
 
+from envs import gymnasium
 from envs.base import VectorEnv
+from envs.imported import imported
 from envs.mujoco import catalogue
 from envs.mujoco.build import build
 from rl_finetune.errors import UserError
@@ -37,6 +39,7 @@ def _simulated(world: catalogue.World) -> Entry:
 
 
 REGISTRY: dict[str, Entry] = {name: _simulated(world) for name, world in catalogue.WORLDS.items()}
+REGISTRY[gymnasium.NAME] = Entry(gymnasium.GymnasiumOptions, gymnasium.spec, gymnasium.build)
 """Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
@@ -44,7 +47,7 @@ def make(name: str, num_envs: int, *, workers: int = 0, **options: Any) -> Vecto
     """Build `num_envs` environments of the registered `name`.
 
     Args:
-        name: a key of `REGISTRY`.
+        name: a key of `REGISTRY`, or `package.module:attribute` of an `Entry` elsewhere.
         num_envs: N, at least 1.
         workers: processes over which they are spread; 0 keeps them in this one.
         options: fields of the entry's option class, for example `image_size` and `tolerance` of `widowx_reach`.
@@ -75,6 +78,14 @@ def spec(name: str, **options: Any) -> EnvSpec:
 
 
 def _entry(name: str) -> Entry:
+    if ":" in name:
+        found = imported(name, "environment")
+        if not isinstance(found, Entry):
+            raise UserError(
+                f"{name!r} is no environment", got=type(found).__name__, expected="an envs.Entry",
+                do="make one with envs.simple.entry, or envs.Entry(options, describe, build)",
+            )  # fmt: skip
+        return found
     if name not in REGISTRY:
         raise _unknown("environment", name, list(REGISTRY))
     return REGISTRY[name]

@@ -1,7 +1,7 @@
 """What any vectorised environment must keep to, as checks that a user's own environment can run.
 
     from envs import contract
-    contract.check(env)          # raises ContractError in plain words, or returns
+    contract.check(env)          # raises ContractError in plain words, or returns what it had to leave out
 
 The checks play a few episodes with random actions and one with none; they leave the environment open.
 """
@@ -23,13 +23,22 @@ PADDING = 3
 """Channels beyond the body's own in the chunks that are tried: an environment must take padded actions."""
 
 
+KEY_RULES = (
+    "the same keys and actions give the same run",
+    "an episode does not depend on its place in the batch, or on being alone",
+    "environments of one group begin alike",
+    "an environment restarts with the next episode number",
+)
+"""What is not asked of an environment that is not `keyed`."""
+
+
 class ContractError(AssertionError):
     """An environment breaks the contract; the message says which rule and where."""
 
 
 def check(
     env: VectorEnv, *, make: Callable[[int], VectorEnv] | None = None, scale: float = 0.03, chunks: int = 3
-) -> None:
+) -> tuple[str, ...]:
     """Run every check on `env`.
 
     Args:
@@ -39,6 +48,9 @@ def check(
         scale: standard deviation of the random actions, in the environment's units.
         chunks: random chunks in each run.
 
+    Returns:
+        The rules that were left out, in words: those about keys where the environment is not `keyed`.
+
     Raises:
         ContractError: a rule is broken.
     """
@@ -47,14 +59,16 @@ def check(
     run = _play(env, keys, actions)
     for outcome in run.outcomes:
         _check_outcome(env, outcome)
-    _check_same(run, _play(env, keys, actions), "the same keys and actions gave a different run the second time")
-    _check_slots(env, keys, actions, run)
-    if make is not None:
-        _check_alone(make, keys, actions, run)
-    _check_groups(env, keys)
+    if env.keyed:
+        _check_same(run, _play(env, keys, actions), "the same keys and actions gave a different run the second time")
+        _check_slots(env, keys, actions, run)
+        if make is not None:
+            _check_alone(make, keys, actions, run)
+        _check_groups(env, keys)
     _check_not_reused(env, keys, actions)
     _check_time_limit(env, keys)
     _check_refusals(env, keys)
+    return () if env.keyed else KEY_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +120,9 @@ def _check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
         _require(rows == 0 or image.std() > 1, f"image {tag!r} is one flat colour: nothing was drawn")
     _require(len(seen.instruction) == rows, f"instruction must have {rows} entries, got {len(seen.instruction)}")
     _require(all(seen.instruction), "instruction must not be empty")
+    felt = seen.proprioception
+    if felt is not None:
+        _check_array("proprioception", felt, (rows, *felt.shape[1:2]), np.float32)
     names = env.spec.privileged
     _require((seen.privileged is None) == (not names), "privileged state and spec.privileged must come together")
     if seen.privileged is not None:
@@ -120,6 +137,7 @@ def _check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
 
 
 def _check_outcome(env: VectorEnv, out: ChunkOutcome) -> None:
+    _require(not out.failures, f"an environment broke down: {'; '.join(map(str, out.failures))}")
     n, horizon = env.num_envs, env.spec.embodiment.action.horizon
     _check_array("reward", out.reward, (n, horizon), np.float32)
     _check_array("steps_executed", out.steps_executed, (n,), np.int64)
@@ -265,7 +283,8 @@ def _check_time_limit(env: VectorEnv, keys: SeedKeys) -> None:
 def _check_restarts(env: VectorEnv, keys: SeedKeys, restarted: dict[int, tuple[Observation, Observation]]) -> None:
     following = env.reset(SeedKeys(keys.seed, keys.env, keys.episode + 1))
     for row, (final, fresh) in restarted.items():
-        _same_rows(following, row, fresh, 0, f"environment {row} did not restart with the next episode number")
+        if env.keyed:
+            _same_rows(following, row, fresh, 0, f"environment {row} did not restart with the next episode number")
         changed = any(True for _ in _differences(final, fresh, ""))
         _require(changed, f"final_observation of environment {row} is that of the next episode, not the last one")
 

@@ -1,0 +1,198 @@
+"""The shortest way to bring a world: write one environment, and `SimpleWorld` keeps the contract for many of it.
+
+chunk [N, H, c] --row--> Episode.prepare -> step, step, ... until the episode ends
+                         SimpleWorld: time limit, last observation, next episode, failures
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from envs import Entry
+from envs.base import VectorEnv, check_keys, used_actions
+from envs.tally import Sight, Tally, gather
+from rl_finetune.errors import UserError
+from rl_finetune.keys import Stream, generator
+from rl_finetune.spec import EnvSpec
+from rl_finetune.types import ActionChunk, ChunkOutcome, Failure, FloatArray, ImageArray, Observation, SeedKeys
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What came of one environment step."""
+
+    reward: float = 0.0
+    """Reward of this step."""
+    terminated: bool = False
+    """The task itself is over, well or not."""
+    success: bool = False
+    """The task is done; that ends the episode too."""
+    truncated: bool = False
+    """Cut by the world itself. The time limit of the spec needs no word here."""
+
+
+class Episode(ABC):
+    """One environment. All that is random in an episode comes from the generator that `begin` is given."""
+
+    def __init__(self, options: Any) -> None:  # noqa: B027
+        """Take the options of the world; the base needs none."""
+
+    @abstractmethod
+    def begin(self, rng: np.random.Generator) -> str:
+        """Start a new episode, and return its task in words."""
+
+    @abstractmethod
+    def step(self, action: FloatArray) -> Step:
+        """Execute one action [c], in the units of the action convention."""
+
+    def prepare(self, actions: FloatArray) -> FloatArray:
+        """The actions [H, c] of a chunk, each as `step` shall get it; override where they refer to its first frame."""
+        return actions
+
+    def picture(self, view: str) -> ImageArray:
+        """[h, w, 3] uint8 of one of the spec's views."""
+        raise NotImplementedError(f"{type(self).__name__} has no picture of {view!r}")
+
+    def proprioception(self) -> FloatArray | None:
+        """[P], or None where the body reports nothing."""
+        return None
+
+    def privileged(self) -> FloatArray | None:
+        """[S] in the order of the spec's `privileged`; None where it names nothing."""
+        return None
+
+    def close(self) -> None:  # noqa: B027
+        """Release what was opened."""
+
+
+class SimpleWorld(VectorEnv):
+    """N episodes side by side in this process. One that raises, or leaves the finite numbers, is built anew; the others
+    go on."""
+
+    def __init__(self, num_envs: int, spec: EnvSpec, build: Callable[[], Episode]) -> None:
+        """Build `num_envs` environments."""
+        self.spec, self.num_envs, self._build = spec, num_envs, build
+        self._episodes = [build() for _ in range(num_envs)]
+        self._steps = np.zeros(num_envs, np.int64)
+        self._told = [""] * num_envs
+        self._now: list[Sight] = []
+        self._keys: SeedKeys | None = None
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        """See `VectorEnv.reset`. Raises `RuntimeError` where an episode cannot begin; names it."""
+        check_keys(keys, self.num_envs)
+        self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
+        self._now = [self._begin(row, keys) for row in range(self.num_envs)]
+        return gather(self._now, self.spec.embodiment.tag)
+
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        """See `VectorEnv.step_chunk`. A row that breaks down is a `Failure` of the outcome."""
+        if self._keys is None:
+            raise RuntimeError("step_chunk before reset: call reset(keys) first")
+        actions = used_actions(chunk, self.spec, self.num_envs)
+        tally = Tally(self.num_envs, actions.shape[1])
+        films: list[list[ImageArray]] = [[] for _ in actions]
+        for row, plan in enumerate(actions):
+            try:
+                self._now[row] = self._run(row, plan, tally, films[row])
+            except UserError:
+                raise
+            except Exception as error:
+                tally.fail(self._failure(row, self._keys, error), self._now[row])
+                self._rebuild(row)
+            if not tally.running[row]:
+                tally.last.setdefault(row, self._now[row])
+                self._keys.episode[row] += 1
+                self._now[row] = self._begin(row, self._keys)
+        if self.filming:
+            self.filmed = [np.stack(film or [self._picture(row)]) for row, film in enumerate(films)]
+        return tally.outcome(self._now, self.spec.embodiment.tag)
+
+    def close(self) -> None:
+        """See `VectorEnv.close`."""
+        for episode in self._episodes:
+            episode.close()
+        self._episodes = []
+
+    def _run(self, row: int, plan: FloatArray, tally: Tally, film: list[ImageArray]) -> Sight:
+        """Play one row's chunk until it or the episode ends; return what it then shows."""
+        episode = self._episodes[row]
+        for action in episode.prepare(plan):
+            step = episode.step(action)
+            tally.step(row, float(step.reward))
+            self._steps[row] += 1
+            if self.filming:
+                film.append(self._picture(row))
+            terminated = bool(step.terminated or step.success)
+            if terminated or step.truncated or self._steps[row] >= self.spec.time_limit:
+                tally.end(row, terminated=terminated, success=bool(step.success))
+                break
+        return self._look(row)
+
+    def _begin(self, row: int, keys: SeedKeys) -> Sight:
+        rng = generator(keys.seed, Stream.SCENE, int(keys.scene[row]), int(keys.episode[row]))
+        try:
+            self._told[row] = self._episodes[row].begin(rng)
+            self._steps[row] = 0
+            return self._look(row)
+        except UserError:
+            raise
+        except Exception as error:
+            raise RuntimeError(f"episode cannot begin: {self._failure(row, keys, error)}") from error
+
+    def _look(self, row: int) -> Sight:
+        """What a row shows, in arrays of its own; raises `FloatingPointError` where a number is not finite."""
+        episode = self._episodes[row]
+        images = {view: np.array(episode.picture(view)) for view in self.spec.embodiment.views}
+        felt, known = episode.proprioception(), episode.privileged()
+        sight = Sight(
+            self._told[row],
+            images,
+            None if felt is None else np.array(felt, np.float32),
+            None if known is None else np.array(known, np.float32),
+        )
+        sight.check()
+        return sight
+
+    def _picture(self, row: int) -> ImageArray:
+        return np.array(self._episodes[row].picture(self.spec.embodiment.views[0]))
+
+    def _failure(self, row: int, keys: SeedKeys, error: Exception) -> Failure:
+        cause = f"{type(error).__name__}: {error}"
+        return Failure(row, self.spec.name, keys.seed, int(keys.env[row]), int(keys.episode[row]), cause)
+
+    def _rebuild(self, row: int) -> None:
+        with suppress(Exception):  # what broke may well break again while it is closed
+            self._episodes[row].close()
+        self._episodes[row] = self._build()
+
+
+@dataclass(frozen=True, slots=True)
+class NoOptions:
+    """A world without settings of its own."""
+
+
+def entry(
+    episode: Callable[[Any], Episode], spec: EnvSpec | Callable[[Any], EnvSpec], options: type[Any] = NoOptions
+) -> Entry:
+    """Make a world of an `Episode` class.
+
+    Args:
+        episode: options -> one environment, usually the class itself.
+        spec: what the world promises, or options -> that.
+        options: frozen dataclass of the world's settings.
+    """
+
+    def describe(chosen: Any) -> EnvSpec:
+        return spec if isinstance(spec, EnvSpec) else spec(chosen)
+
+    def build(num_envs: int, chosen: Any) -> VectorEnv:
+        return SimpleWorld(num_envs, describe(chosen), lambda: episode(chosen))
+
+    return Entry(options, describe, build)
