@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 from envs import gymnasium
@@ -16,6 +17,9 @@ from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 
 __all__ = ["REGISTRY", "Entry", "VectorEnv", "make", "spec"]
+
+PATIENCE = 60.0
+"""Seconds: hundreds of times a slow machine's chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +47,14 @@ REGISTRY[gymnasium.NAME] = Entry(gymnasium.GymnasiumOptions, gymnasium.spec, gym
 """Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
-def make(name: str, num_envs: int, *, workers: int = 0, **options: Any) -> VectorEnv:
+def make(name: str, num_envs: int, *, workers: int = 0, patience: float = PATIENCE, **options: Any) -> VectorEnv:
     """Build `num_envs` environments of the registered `name`.
 
     Args:
         name: a key of `REGISTRY`, or `package.module:attribute` of an `Entry` elsewhere.
         num_envs: N, at least 1.
-        workers: processes over which they are spread; 0 keeps them in this one.
+        workers: processes over which they are spread; 0 keeps them in this one. A worker that breaks is replaced.
+        patience: seconds that a worker may take to answer, the first chunk included; then it is taken for hung.
         options: fields of the entry's option class, for example `image_size` and `tolerance` of `widowx_reach`.
 
     Raises:
@@ -57,17 +62,17 @@ def make(name: str, num_envs: int, *, workers: int = 0, **options: Any) -> Vecto
     """
     entry = _entry(name)
     chosen = _options(name, entry, options)
-    if num_envs < 1 or not 0 <= workers <= num_envs:
+    if num_envs < 1 or not 0 <= workers <= num_envs or not patience > 0:
         raise UserError(
-            "impossible number of environments or workers",
-            got=f"num_envs={num_envs}, workers={workers}",
-            expected="num_envs >= 1 and 0 <= workers <= num_envs",
+            "impossible number of environments or workers, or no patience",
+            got=f"num_envs={num_envs}, workers={workers}, patience={patience}",
+            expected="num_envs >= 1, 0 <= workers <= num_envs and patience > 0",
             do="change one of them",
         )
     if workers:
         from envs.process import ProcessEnv
 
-        return ProcessEnv(name, num_envs, workers, options)
+        return ProcessEnv(spec(name, **options), partial(make, name, **options), num_envs, workers, patience=patience)
     return entry.build(num_envs, chosen)
 
 

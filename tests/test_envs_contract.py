@@ -11,7 +11,6 @@ import pytest
 import envs
 from envs import contract
 from envs.base import VectorEnv
-from envs.process import ProcessEnv, WorkerError
 from rl_finetune.errors import UserError
 from rl_finetune.types import ActionChunk, ChunkOutcome, Observation, SeedKeys
 
@@ -55,17 +54,6 @@ def test_error_inside_a_worker_arrives_here_and_leaves_it_usable(spread: VectorE
     with pytest.raises(UserError, match="environment 2, step 4, channel 1 is not finite"):
         spread.step_chunk(chunk(bad))
     assert spread.step_chunk(chunk(np.zeros((3, 8, 7)))).steps_executed.tolist() == [8, 8, 8]
-
-
-def test_dead_worker_is_named() -> None:
-    env = envs.make("widowx_reach", 3, workers=2)
-    assert isinstance(env, ProcessEnv)
-    env._processes[1].kill()
-    env._processes[1].join()
-    with pytest.raises(WorkerError, match=r"widowx_reach-worker-1.*environments 1\.\.2.*exit code -9"):
-        env.reset(keys(0, 0, 0))
-    env.close()
-    env.close()
 
 
 class Wrapped(VectorEnv):
