@@ -35,16 +35,19 @@ import numpy as np
 
 import envs
 from envs.mujoco import kinematics as kin
-from envs.mujoco.physics import DOWN, MAX_TRAVEL, PARKED, SUBSTEPS
-from envs.mujoco.reach import BLOCK_EDGE, HORIZON, TIME_LIMIT, TOOL_BOX, draw_scene
-from envs.mujoco.rendering import OFF, CameraRenderer
-from envs.mujoco.table import CAMERA, scene_xml
-from envs.mujoco.widowx import FINGER_CLOSED, FINGER_OPEN
+from envs.mujoco.bodies.widowx import WidowX
+from envs.mujoco.rendering import OFF, Renderer
+from envs.mujoco.task import EpisodeKey
+from envs.mujoco.tasks.reach import Layout, Reach
+from envs.mujoco.tasks.tabletop import CAMERA
 from rl_finetune.types import ActionChunk, SeedKeys
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = 64
 ACTION_SCALE = 0.02
+BODY = WidowX()
+TASK = Reach(BODY, "widowx_reach", image_size=SIZE, tolerance=0.03, time_limit=32)
+HORIZON = TASK.spec.embodiment.action.horizon
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +176,9 @@ class PlainReach(gymnasium.Env[np.ndarray, np.ndarray]):
         """Build the scene with `Row.settings`, to be drawn every `every` steps."""
         self.observation_space = gymnasium.spaces.Box(0, 255, (SIZE, SIZE, 3), np.uint8)
         self.action_space = gymnasium.spaces.Box(-1, 1, (7,), np.float32)
-        self._model = mujoco.MjModel.from_xml_string(scene_xml())
+        self._model = mujoco.MjModel.from_xml_string(TASK.mjcf())
         self._data = mujoco.MjData(self._model)
-        self._ours = CameraRenderer(self._model, CAMERA, SIZE) if settings == "ours" else None
+        self._ours = Renderer(self._model, SIZE) if settings == "ours" else None
         self._theirs = None if settings == "ours" else mujoco.Renderer(self._model, SIZE, SIZE)
         if self._theirs is not None and settings == "no shadows":
             self._theirs.scene.flags[[int(flag) for flag in OFF]] = False
@@ -188,15 +191,13 @@ class PlainReach(gymnasium.Env[np.ndarray, np.ndarray]):
         """Begin the next scene."""
         super().reset(seed=seed)
         self._seed = self._seed if seed is None else seed
-        scene, data = draw_scene(0, self._seed, self._episode), self._data
+        start, data = TASK.begin(EpisodeKey(0, self._seed, self._episode)), self._data
         self._episode, self._steps = self._episode + 1, 0
         mujoco.mj_resetData(self._model, data)
-        data.qpos[:] = [*kin.downward_pose(scene.tool), FINGER_OPEN, -FINGER_OPEN]
-        data.mocap_pos[:4] = np.where(scene.present[:, None], scene.tops - [0, 0, BLOCK_EDGE / 2], PARKED)
-        data.mocap_quat[:4] = kin.quaternion_from_vector(scene.yaw[:, None] * [0.0, 0.0, 1.0])
-        data.mocap_pos[4], data.mocap_quat[4] = scene.tool, DOWN
+        data.qpos[:] = start.qpos
+        data.mocap_pos[:], data.mocap_quat[:] = start.mocap[:, :3], start.mocap[:, 3:]
         mujoco.mj_forward(self._model, data)
-        self._scene = scene
+        self._layout = Layout.of(start.facts[None])
         return self._draw(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -204,22 +205,22 @@ class PlainReach(gymnasium.Env[np.ndarray, np.ndarray]):
         data, model = self._data, self._model
         if self._steps % HORIZON == 0:
             self._origin = data.site("tool").xpos.copy()
-        target = np.clip(self._origin + action[:3], TOOL_BOX[:, 0], TOOL_BOX[:, 1])
-        data.mocap_pos[4] += kin.limit_length(target - data.mocap_pos[4], MAX_TRAVEL)
-        opening = FINGER_CLOSED + (FINGER_OPEN - FINGER_CLOSED) * (np.clip(action[6], -1, 1) + 1) / 2
-        data.ctrl[:] = opening, -opening
-        mujoco.mj_step(model, data, nstep=SUBSTEPS)
+        limits = WidowX.limits
+        target = np.clip(self._origin + action[:3], limits.box[:, 0], limits.box[:, 1])
+        data.mocap_pos[0] += kin.limit_length(target - data.mocap_pos[0], limits.travel)
+        data.ctrl[:] = BODY.fingers(np.clip(action[6], -1.0, 1.0))
+        mujoco.mj_step(model, data, nstep=TASK.substeps)
         mujoco.mj_kinematics(model, data)
         self._steps += 1
-        gaps = np.linalg.norm(self._scene.tops - data.site("tool").xpos, axis=1)
-        touched = self._scene.present & (gaps <= 0.03)
-        over, cut = bool(touched.any()), self._steps >= TIME_LIMIT
+        gaps = np.linalg.norm(self._layout.tops[0] - data.site("tool").xpos, axis=1)
+        touched = self._layout.present[0] & (gaps <= TASK.tolerance)
+        over, cut = bool(touched.any()), self._steps >= TASK.spec.time_limit
         if self._steps % self._every == 0 or over:
             self._picture = self._draw()
-        return self._picture, float(touched[self._scene.target]), over, cut and not over, {}
+        return self._picture, float(touched[self._layout.target[0]]), over, cut and not over, {}
 
     def _draw(self) -> np.ndarray:
-        self._data.mocap_pos[5] = [*self._data.site("tool").xpos[:2], 0.001]
+        self._data.mocap_pos[-1] = [*self._data.site("tool").xpos[:2], 0.001]
         mujoco.mj_kinematics(self._model, self._data)
         if self._theirs is not None:
             self._theirs.update_scene(self._data, CAMERA)
@@ -227,7 +228,7 @@ class PlainReach(gymnasium.Env[np.ndarray, np.ndarray]):
             return picture
         assert self._ours is not None
         picture = np.empty_like(self._picture)
-        self._ours.draw(self._data, picture)
+        self._ours.draw(self._data, CAMERA, picture)
         return picture
 
 
