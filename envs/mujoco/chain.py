@@ -21,7 +21,7 @@ STEPS, FAR_STEPS = 4, 60
 DAMPING = 1e-6
 STRIDE = 0.4
 """Radians by which an iteration may turn a joint."""
-POSTURE = 0.1
+PULL = 0.1
 """Share of the way back to the posture, an iteration, in directions that leave the tool where it is."""
 MARGIN = 0.02
 """Radians that solutions keep from the joint limits."""
@@ -98,6 +98,8 @@ class Chain:
     """[4, 4] pose of the tool in the last link's frame."""
     posture: Float64
     """[n] radians: where solutions start and what a redundant arm is pulled to."""
+    pull: tuple[float, ...] = ()
+    """[n] how strongly, if not `PULL` for each: joints with short ways want more."""
 
     @cached_property
     def limits(self) -> Float64:
@@ -108,6 +110,10 @@ class Chain:
     def speeds(self) -> Float64:
         """[n] radians a second."""
         return np.array([joint.speed for joint in self.joints])
+
+    @cached_property
+    def _pulls(self) -> Float64:
+        return np.array(self.pull or [PULL] * len(self.joints))
 
     @cached_property
     def _waves(self) -> Float64:
@@ -161,7 +167,7 @@ class Chain:
         low, high = self.limits[:, 0] + MARGIN, self.limits[:, 1] - MARGIN
         for _ in range(iterations):
             jacobian, error = self._linear(angles, goal, base)
-            rest = POSTURE * (self.posture - angles)
+            rest = self._pulls * (self.posture - angles)
             square = jacobian @ jacobian.mT + DAMPING * np.eye(6)
             left = error - (jacobian @ rest[..., None])[..., 0]
             step = rest + (jacobian.mT @ np.linalg.solve(square, left[..., None]))[..., 0]
