@@ -56,7 +56,7 @@ class NavigateOptions(WorldOptions):
 
 
 def spec(options: NavigateOptions) -> EnvSpec:
-    """What the environment promises; needs neither MuJoCo nor a renderer."""
+    """What the environment promises."""
     places = [f"{thing}_{axis}" for thing in ("tool", "target") for axis in "xyz"]
     boxes = [f"{colour}_{field}" for colour in COLOURS for field in ("x", "y", "z", "present")]
     base = ["base_x", "base_y", "base_cos", "base_sin"]
@@ -136,15 +136,17 @@ class Navigate(Task):
 
     def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
         """See `Task.expert`."""
-        state = privileged.astype(np.float64)
-        base, doors = state[:, 22:26], state[:, 26:]
-        pose = np.column_stack([base[:, :2], np.arctan2(base[:, 3], base[:, 2])])
-        boxes = state[:, 6:22].reshape(-1, len(COLOURS), 4)
-        meant = np.linalg.norm(boxes[..., :2] - state[:, None, 3:5], axis=-1) + FAR * (boxes[..., 3] == 0)
-        goal = rover.to_room(pose, state[:, None, 3:5])[:, 0]
+        state, first = privileged.astype(np.float64), self.spec.privileged.index
+        x, y, cos, sin = state[:, first("base_x") : first("base_sin") + 1].T
+        pose, doors = np.stack([x, y, np.arctan2(sin, cos)], -1), state[:, first("base_sin") + 1 :]
+        boxes = state[:, first("red_x") : first("base_x")].reshape(-1, len(COLOURS), 4)
+        target = state[:, None, first("target_x") : first("target_y") + 1]
+        # which box it is, is to be seen from where it stands
+        meant = np.linalg.norm(boxes[..., :2] - target, axis=-1) + FAR * (boxes[..., 3] == 0)
+        goal = rover.to_room(pose, target)[:, 0]
         places = np.where(boxes[..., 3:] > 0, rover.to_room(pose, boxes[..., :2]), FAR)
-        speed = np.full(len(state), pilot.SPEED)
         _, way = shortest(pose[:, :2], goal, rooms.ground(self.options.rooms, doors, places, meant.argmin(-1)))
+        speed = np.full(len(state), pilot.SPEED)
         if disturbed is not None:
             speed = speed * disturbed.pace
             way = way + disturbed.offset[:, None, :2]
