@@ -179,7 +179,7 @@ def _differences(left: object, right: object, path: str) -> Iterator[str]:
         for field in fields(left):
             yield from _differences(getattr(left, field.name), getattr(right, field.name), f"{path}.{field.name}")
     elif isinstance(left, np.ndarray):
-        if not (isinstance(right, np.ndarray) and np.array_equal(left, right)):
+        if not (isinstance(right, np.ndarray) and np.array_equal(left, right, equal_nan=left.dtype.kind == "f")):
             yield path
     elif isinstance(left, dict) and isinstance(right, dict) and set(left) == set(right):
         for key in left:
