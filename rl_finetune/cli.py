@@ -94,6 +94,19 @@ examples:
 
 {_EXIT_CODES}"""
 
+_CHECK = f"""\
+Run the contract's checks on an environment: a few episodes with random actions and one with none.
+
+A world is named as in env.name: a registered one, or package.module:attribute of your own. Settings that follow are its
+options (env.options).
+
+examples:
+  rl-finetune check-env widowx_reach tolerance=0.02
+  rl-finetune check-env my_package.my_module:WORLD
+  rl-finetune check-env gymnasium id=Pendulum-v1 privileged=[obs] success=never "instruction=swing up"
+
+{_EXIT_CODES}"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
@@ -136,6 +149,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     _add(commands, "sft", "supervised training on demonstrations", _SFT, _sft)
     show = _add(commands, "show-config", "print the settings of a job", _SHOW, _show_config)
     show.add_argument("--describe", action="store_true", help="every setting with type, default and meaning instead")
+    _add_check(commands)
     arguments, extra = parser.parse_known_args(argv)
     # argparse takes positionals in one piece only: those after an option come back here.
     strange = [word for word in extra if word.startswith("-")]
@@ -146,7 +160,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
         parser.exit(0, f"rl-finetune {__version__}\n")
     if not hasattr(arguments, "command"):
-        parser.error("no command: got nothing; expected one of train, evaluate, sft, show-config")
+        parser.error("no command: got nothing; expected one of train, evaluate, sft, show-config, check-env")
     arguments.words += extra
     return arguments
 
@@ -169,6 +183,15 @@ def _add(
     parser.add_argument("--config", metavar="FILE_OR_NAME", help="YAML file, or the name of one in configs/")
     parser.set_defaults(command=command)
     return parser
+
+
+def _add_check(commands: argparse._SubParsersAction[_Parser]) -> None:
+    summary = "whether an environment keeps the contract"
+    check = commands.add_parser("check-env", help=summary, description=_CHECK, formatter_class=_raw, allow_abbrev=False)
+    check.add_argument("name", metavar="NAME", help="registered environment, or package.module:attribute")
+    check.add_argument("words", nargs="*", metavar="option=value", help="options of that environment")
+    check.add_argument("--scale", type=float, default=0.03, help="size of random actions, in its units (0.03)")
+    check.set_defaults(command=_check_env)
 
 
 def _raw(prog: str) -> argparse.HelpFormatter:
@@ -242,4 +265,23 @@ def _show_config(arguments: argparse.Namespace) -> int:
 
     kind = _kinds()[job]
     print(describe(kind) if arguments.describe else dump(load(kind, arguments.config or job, overrides)), end="")
+    return 0
+
+
+def _check_env(arguments: argparse.Namespace) -> int:
+    import envs
+    from envs import contract
+    from rl_finetune.config.files import apply
+
+    name, options = arguments.name, apply({}, arguments.words)
+    try:
+        with envs.make(name, 3, **options) as env:
+            left_out = contract.check(env, make=lambda n: envs.make(name, n, **options), scale=arguments.scale)
+    except contract.ContractError as error:
+        raise UserError(
+            f"environment {name!r} breaks the contract", got=error, expected="what envs/base.py says", do="mend it"
+        ) from error
+    print(f"{name} keeps the contract")
+    for rule in left_out:
+        print(f"  not asked of it: {rule}")
     return 0

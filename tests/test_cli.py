@@ -50,7 +50,7 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sft", "show-config"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "sft", "show-config", "check-env"])
 def test_help_teaches(command: str) -> None:
     text = run(command, "--help").stdout
     assert "examples:" in text and "exit codes:" in text and f"rl-finetune {command}" in text

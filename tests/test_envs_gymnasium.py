@@ -17,8 +17,10 @@ from envs.base import VectorEnv
 from envs.gymnasium import GymnasiumOptions, spec
 from envs.gymnasium.reading import episode_seed, square, to_world
 from envs.gymnasium.together import TogetherWorld
+from rl_finetune.config import TrainConfig, load
 from rl_finetune.errors import UserError
 from rl_finetune.keys import Stream, generator
+from rl_finetune.spec import handshake
 from rl_finetune.types import ActionChunk, Observation, SeedKeys
 
 HORIZON = 4
@@ -278,3 +280,14 @@ def test_what_only_shows_in_play_is_said_when_it_shows(play: Callable[[], Vector
     with pytest.raises(UserError, match=message), play() as env:
         env.reset(keys(0))
         env.step_chunk(chunk([1.0, 0, 0, 0]))
+
+
+def test_shipped_settings_are_options_of_this_backend() -> None:
+    env = load(TrainConfig, "gymnasium").env
+    assert env.name == "gymnasium" and GymnasiumOptions(**env.options).success == "info.is_success"
+
+
+def test_policy_with_eyes_refuses_a_world_without_pictures() -> None:
+    blind = spec(GymnasiumOptions(**OPTIONS | {"views": {}}))
+    with pytest.raises(UserError, match=r"'gymnasium' shows no pictures: got views=\(\)"):
+        handshake((blind.embodiment,), blind)

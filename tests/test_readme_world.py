@@ -1,0 +1,171 @@
+"""The README's world is taken from the README and run: checked, spread over processes, named on the command line."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import envs
+from envs import contract
+from envs.simple import Episode, SimpleWorld, Step, entry
+from rl_finetune.errors import UserError
+from rl_finetune.types import ActionChunk, SeedKeys
+
+ROOT = Path(__file__).resolve().parent.parent
+SECTION = (ROOT / "README.md").read_text().split("## Bring a world\n")[1].split("\n## ")[0]
+(CODE,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
+(NAME,) = set(re.findall(r"\b\w+:WORLD\b", SECTION))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user's modules lie: the README's, and two that are wrong."""
+    place = tmp_path_factory.mktemp("mine")
+    (place / f"{NAME.split(':')[0]}.py").write_text(CODE)
+    spoiled = CODE.replace("rng.permutation", "np.random.permutation")
+    assert spoiled != CODE
+    (place / "moody.py").write_text(spoiled)
+    (place / "stumbling.py").write_text("import no_such_library\n")
+    return place
+
+
+@pytest.fixture(autouse=True)
+def importable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def keys(count: int) -> SeedKeys:
+    return SeedKeys(3, np.arange(count, dtype=np.int64), np.zeros(count, np.int64))
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """`rl-finetune WORDS` as a person has it who set PYTHONPATH."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    return subprocess.run(
+        [sys.executable, "-m", "rl_finetune", *words], cwd=folder, env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_example_has_25_lines_and_keeps_the_whole_contract() -> None:
+    assert len([line for line in CODE.splitlines() if line.strip()]) <= 25
+    with envs.make(NAME, 3) as env:
+        assert contract.check(env, make=lambda n: envs.make(NAME, n)) == ()
+
+
+def test_what_it_does_by_hand() -> None:
+    """The mark lies some tenths away; half of the way in the first chunk, all of it in the second's second step."""
+    with envs.make(NAME, 2) as env:
+        env.reset(keys(2))
+        assert isinstance(env, SimpleWorld)
+        gaps = [episode.mark - episode.place for episode in env._episodes]  # type: ignore[attr-defined]
+        actions = np.zeros((2, 4, 1), np.float32)
+        actions[:, :, 0] = np.array(gaps)[:, None] / 2
+        first = env.step_chunk(ActionChunk(actions, np.ones(actions.shape, bool)))
+        assert not first.success.any() and first.steps_executed.tolist() == [4, 4]
+        actions[1, 0] = 0
+        second = env.step_chunk(ActionChunk(actions, np.ones(actions.shape, bool)))
+        assert second.success.all() and second.terminated.all() and second.steps_executed.tolist() == [1, 2]
+        np.testing.assert_array_equal(second.reward, [[1, 0, 0, 0], [0, 1, 0, 0]])
+        final = second.final_observation
+        assert final is not None
+        columns = final.images["ego"][:, 32].any(-1).sum(-1)
+        assert (columns <= 2).all(), "block and mark lie together"
+
+
+def test_worker_processes_find_it_and_play_the_same() -> None:
+    chunk = ActionChunk(np.full((3, 4, 1), 0.05, np.float32), np.ones((3, 4, 1), bool))
+    with envs.make(NAME, 3) as here, envs.make(NAME, 3, workers=2) as spread:
+        here.reset(keys(3)), spread.reset(keys(3))
+        ours, theirs = here.step_chunk(chunk), spread.step_chunk(chunk)
+    assert list(contract._differences(ours, theirs, "outcome")) == []
+
+
+def test_command_says_whether_a_world_keeps_the_contract(folder: Path) -> None:
+    good, bad = command(folder, "check-env", NAME), command(folder, "check-env", "moody:WORLD")
+    assert (good.returncode, good.stdout) == (0, f"{NAME} keeps the contract\n")
+    assert bad.returncode == 2 and bad.stdout == "" and bad.stderr.count("\n") == 1
+    assert "error: environment 'moody:WORLD' breaks the contract: got the same keys and actions gave" in bad.stderr
+
+
+def test_command_names_what_was_not_asked(folder: Path) -> None:
+    words = ["factory=gym_worlds:alone", "kwargs.mode=NEXT_STEP", "time_limit=6", "horizon=4", "instruction=info.task"]
+    path = folder / "gym_worlds.py"
+    path.write_text((ROOT / "tests" / "gym_worlds.py").read_text())
+    said = command(folder, "check-env", "gymnasium", *words, "privileged=[obs.state]")
+    assert said.returncode == 0, said.stderr
+    assert "not asked of it: environments of one group begin alike" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_package.world:WORLD", "no module 'no_such_package'.*PYTHONPATH"),
+        (f"{NAME}X", "did you mean 'WORLD'"),
+        (NAME.replace("WORLD", "BODY"), "is no environment: got EmbodimentSpec; expected an envs.Entry"),
+        ("slide_world:", "expected 'package.module:attribute'"),
+    ],
+)
+def test_names_that_lead_nowhere(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        envs.spec(name)
+
+
+def test_error_inside_a_users_module_is_not_taken_for_a_missing_one() -> None:
+    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+        envs.spec("stumbling:WORLD")
+
+
+@dataclass(frozen=True, slots=True)
+class Fragility:
+    """Settings of a world that breaks."""
+
+    steps: int = 2
+
+
+class Fragile(Episode):
+    """Raises after so many steps, and cannot begin again once `dead`."""
+
+    dead = False
+
+    def __init__(self, options: Fragility) -> None:
+        self.left = options.steps
+
+    def begin(self, rng: np.random.Generator) -> str:
+        if self.dead:
+            raise OSError("no bench to stand on")
+        return "hold on"
+
+    def step(self, action: np.ndarray) -> Step:
+        if self.left == 0:
+            raise ValueError("snapped")
+        self.left -= int(action[0])
+        return Step(reward=1.0)
+
+
+def test_options_reach_the_world_and_failures_the_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    promised = envs.spec(NAME)
+    body = promised.embodiment
+    blind = type(promised)("fragile", type(body)(body.tag, "", (), body.action), image_size=64, time_limit=20)
+    monkeypatch.setitem(envs.REGISTRY, "fragile", entry(Fragile, lambda options: blind, Fragility))
+    actions = np.zeros((2, 4, 1), np.float32)
+    actions[1] = 1
+    chunk = ActionChunk(actions, np.ones(actions.shape, bool))
+    with envs.make("fragile", 2, steps=3) as env:
+        env.reset(keys(2))
+        out = env.step_chunk(chunk)
+        assert [str(f) for f in out.failures] == [
+            "fragile broke down (seed 3, environment 1, episode 0): ValueError: snapped"
+        ]
+        assert out.reward.tolist() == [[1] * 4, [0] * 4] and out.truncated.tolist() == [False, True]
+        assert out.failed.tolist() == [False, True] and out.steps_executed.tolist() == [4, 3]
+        monkeypatch.setattr(Fragile, "dead", True)
+        with pytest.raises(RuntimeError, match=r"cannot begin: fragile .*environment 1, episode 2.*no bench"):
+            env.step_chunk(chunk)
