@@ -119,7 +119,7 @@ def follow(pose: Float64, waypoints: Float64) -> Course:
         for decision in range(DECISIONS):
             left = (DECISIONS - decision) / (DECISIONS * RATE)
             twist = _choose(now, goal, worth, left)
-            steps = np.arange(1, SUBSTEPS // DECISIONS + 1) * TIMESTEP
+            steps = np.arange(1, SUBSTEPS // DECISIONS + 1, dtype=np.float64) * TIMESTEP
             arc = _arc(now, twist, steps)
             speeds.append(np.repeat(np.insert(twist, 1, 0.0, axis=-1)[:, None], len(steps), axis=1))
             poses.append(arc)

@@ -60,7 +60,7 @@ class Scene:
 
 def planes(rooms: int) -> Float64:
     """x [rooms - 1] of the inner walls; the row of rooms is centred on the origin."""
-    return ROOM * (np.arange(1, rooms) - rooms / 2)
+    return ROOM * (np.arange(1, rooms, dtype=np.float64) - rooms / 2)
 
 
 def ground(rooms: int, doors: Float64, boxes: Float64, target: np.ndarray) -> Ground:
