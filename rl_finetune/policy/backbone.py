@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -276,21 +277,23 @@ def tiny_tokenizer(corpus: list[str], views: tuple[str, ...], vocab_size: int) -
     return tokenizer
 
 
-def add_words(backbone: Backbone, texts: Iterable[str]) -> int:
-    """Give whole words of `texts` that the tokenizer would spell out a token each, as far as the embedding has rows.
+def with_words(backbone: Backbone, tags: Iterable[str], texts: Iterable[str]) -> Backbone:
+    """The same model behind a tokenizer that knows view `tags`, and as whole tokens the words of `texts`.
 
-    For small vocabularies: the words of a new body's prompt then cost a token each. Returns how many were added.
+    Words get a token where the present tokenizer would spell them out, the most frequent first, as far as the embedding
+    has rows: for small vocabularies, in which the words of a new body's prompt would be long.
     """
-    tokenizer, known = backbone.tokenizer, backbone.tokenizer.backend_tokenizer
+    tokenizer = deepcopy(backbone.tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(tags))})
     room = backbone.model.config.text_config.vocab_size - len(tokenizer)
     counted = Counter(
         text[first:last]
         for text in texts
-        for _, (first, last) in known.pre_tokenizer.pre_tokenize_str(text)
+        for _, (first, last) in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)
         if len(tokenizer(text[first:last], add_special_tokens=False)["input_ids"]) > 1
     )
-    words = [AddedToken(word, normalized=False) for word, _ in counted.most_common(max(room, 0))]
-    return int(tokenizer.add_tokens(words))
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word, _ in counted.most_common(max(room, 0))])
+    return Backbone(backbone.model, tokenizer, backbone.max_tokens, backbone.lengths)
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:

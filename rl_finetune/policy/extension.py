@@ -27,22 +27,20 @@ def extend(
 ) -> QwenVLAPolicy:
     """The policy that knows `bodies` too, or knows them better.
 
-    The backbone is kept, with tokens for new views and words. The decoder is kept unless actions need more channels than
-    it has or `decoder_depth` differs; then it starts afresh.
+    The backbone is kept, with tokens for new views and words. The decoder is kept unless actions need more channels
+    than it has or `decoder_depth` differs; then it starts afresh.
 
     Args:
-        policy: stays usable, but shares its backbone with the result.
+        policy: stays as it is, but shares the backbone's weights with the result.
         bodies: each with the visual tokens of one of its pictures and its tasks in words.
         quantiles: robot tag -> normalisation of each of them.
         decoder_depth: blocks of the decoder; None keeps the number.
     """
-    from rl_finetune.policy.backbone import add_words
+    from rl_finetune.policy.backbone import with_words
 
-    backbone = policy.eyes
     tags = [tag for body, _, _ in bodies for view in body.views for tag in view_tokens(view)]
-    backbone.tokenizer.add_special_tokens({"additional_special_tokens": list(dict.fromkeys(tags))})
+    backbone = with_words(policy.eyes, tags, [body_sentence(body, task) for body, _, tasks in bodies for task in tasks])
     prompts = {body.tag: [prompt(body, task, side) for task in tasks] for body, side, tasks in bodies}
-    add_words(backbone, [body_sentence(body, task) for body, _, tasks in bodies for task in tasks])
     longest = {tag: max(backbone.count(text) for text in texts) + SLACK for tag, texts in prompts.items()}
     known = {body.tag: body for body in policy.config.embodiments} | {body.tag: body for body, _, _ in bodies}
     decoder = policy.config.decoder

@@ -5,6 +5,7 @@ An episode ends at the first block touched, right or wrong, so looking and liste
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ BLOCKS = 3
 START_HEIGHT = (0.12, 0.21)
 BLOCK_SPACING = 0.09
 START_CLEARANCE = 0.10
+APART = 0.04
+"""Metres from the table's middle beyond which each of two hands begins."""
 PHRASES = ("reach the {c} block", "touch the {c} block", "move the gripper to the {c} block")
 PACE = 0.225
 """Metres a second at which an expert moves, unless told otherwise."""
@@ -124,10 +127,9 @@ class Reach(Tabletop):
         target = int(colours[rng.integers(BLOCKS)])
         phrase = PHRASES[rng.integers(len(PHRASES))]
         yaw = rng.uniform(-np.pi / 4, np.pi / 4, len(COLOURS))
-        tools = starts(rng, tops[colours], self.body.boxes)
+        qpos, aim, own = rested(self.body, lambda: starts(rng, tops[colours], self.body.boxes))
         speed = self._speeds(rng)
         facts = np.concatenate([tops.ravel(), present, [target], yaw, speed.ravel()])
-        qpos, aim, own = self.body.rest(tools)
         layout = Layout.of(facts[None])
         blocks = _poses(layout, layout.at(np.zeros(1)))[0]
         shadows = np.tile(PARKED, (self.body.hands, 1))
@@ -228,14 +230,24 @@ def spread(rng: np.random.Generator, count: int = BLOCKS, edge: float = BLOCK_ED
             return np.column_stack([centres, np.full(count, edge)])
 
 
+def rested(body: Body, draw: Callable[[], Float64]) -> tuple[Float64, Float64, Float64]:
+    """The body at rest with its tools where `draw` puts them; what it cannot reach (both at once) is drawn again."""
+    while True:
+        try:
+            return body.rest(draw())
+        except ValueError:
+            continue
+
+
 def starts(rng: np.random.Generator, tops: Float64, boxes: Float64) -> Float64:
-    """Where each tool [hands, 3] begins: above the table, clear of the blocks."""
+    """Where each tool [hands, 3] begins: above the table, clear of the blocks and, of two, on its own side."""
     tools = np.zeros((len(boxes), 3))
     for hand, box in enumerate(boxes):
-        low = np.array([max(box[0, 0], GROUND[0, 0]), max(box[1, 0], GROUND[1, 0]), START_HEIGHT[0]])
-        high = np.array([min(box[0, 1], GROUND[0, 1]), min(box[1, 1], GROUND[1, 1]), START_HEIGHT[1]])
+        low, high = np.maximum(box[:2, 0], GROUND[:, 0]), np.minimum(box[:2, 1], GROUND[:, 1])
+        if len(boxes) == 2:
+            low[1], high[1] = (APART, high[1]) if hand == 0 else (low[1], -APART)
         while True:
-            tools[hand] = rng.uniform(low, high)
+            tools[hand] = rng.uniform(np.append(low, START_HEIGHT[0]), np.append(high, START_HEIGHT[1]))
             if np.linalg.norm(tops - tools[hand], axis=-1).min() >= START_CLEARANCE:
                 break
     return tools
