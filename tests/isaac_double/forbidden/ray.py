@@ -1,0 +1,1 @@
+raise ImportError("Isaac's interpreter does not have ray")
