@@ -11,9 +11,11 @@ from envs.mujoco.bodies.base import Body
 from envs.mujoco.bodies.franka import FrankaEE, FrankaJoint
 from envs.mujoco.bodies.upper_body import UpperBody
 from envs.mujoco.bodies.widowx import WidowX
-from envs.mujoco.options import Controls, FrankaReachOptions, MovingOptions, ReachOptions, WorldOptions
+from envs.mujoco.options import Controls, FrankaOptions, FrankaReachOptions, MovingOptions, ReachOptions, WorldOptions
 from envs.mujoco.task import Task
 from envs.mujoco.tasks.navigate import Navigate, NavigateOptions
+from envs.mujoco.tasks.objects import Objects
+from envs.mujoco.tasks.pick import Pick
 from envs.mujoco.tasks.reach import PACE, Reach
 
 
@@ -49,6 +51,22 @@ def _widowx_moving(chosen: MovingOptions) -> Task:
     )  # fmt: skip
 
 
+def _widowx(name: str, task: type[Objects], time_limit: int) -> World:
+    """A task with free objects for the WidowX."""
+    return World(
+        WorldOptions,
+        lambda chosen: task(WidowX(grasping=True), name, image_size=chosen.image_size, time_limit=time_limit),
+    )
+
+
+def _franka(name: str, task: type[Objects], time_limit: int) -> World:
+    """And for the Franka-like arm."""
+    return World(
+        FrankaOptions,
+        lambda chosen: task(franka(chosen.control), name, image_size=chosen.image_size, time_limit=time_limit),
+    )
+
+
 def franka(control: Controls) -> Body:
     """The Franka-like arm in one of its control modes."""
     return FrankaEE() if control == "delta_ee" else FrankaJoint()
@@ -56,8 +74,10 @@ def franka(control: Controls) -> Body:
 
 WORLDS: dict[str, World] = {
     "widowx_reach": _reach("widowx_reach", WidowX, 32),
+    "widowx_pick": _widowx("widowx_pick", Pick, 40),
     "widowx_moving": World(MovingOptions, _widowx_moving),
     "franka_reach": World(FrankaReachOptions, _franka_reach),
+    "franka_pick": _franka("franka_pick", Pick, 48),
     "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
     "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
     "rover_navigate": World(NavigateOptions, Navigate),

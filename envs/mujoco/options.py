@@ -66,6 +66,18 @@ class FrankaReachOptions(ReachOptions):
         one_of("control", self.control, get_args(Controls))
 
 
+@dataclass(frozen=True, slots=True)
+class FrankaOptions(WorldOptions):
+    """Of the same arm where it grasps."""
+
+    control: Controls = "delta_ee"
+    """`delta_ee` (robot tag `franka_ee`) or `joint` (`franka_joint`)."""
+
+    def __post_init__(self) -> None:
+        WorldOptions.__post_init__(self)
+        one_of("control", self.control, get_args(Controls))
+
+
 def one_of(name: str, got: object, allowed: tuple[object, ...]) -> None:
     """Raise a `UserError` unless the option `name` has one of the `allowed` values."""
     if got not in allowed:

@@ -54,10 +54,11 @@ def arm_xml() -> str:
     return f'<body name="base" childclass="arm" gravcomp="1">{foot}{waist}</body>'
 
 
-def actuators_xml() -> str:
-    """Position servos of the two fingers; the arm itself follows the tool's target and has none."""
+def actuators_xml(stiffness: float, damping: float) -> str:
+    """Position servos of the two fingers, newtons a metre and newtons for each metre a second; the arm itself follows
+    the tool's target and has none."""
     return "".join(
-        f'<position joint="{side}_finger" kp="60" ctrlrange="{low} {high}"/>'
+        f'<position joint="{side}_finger" kp="{stiffness}" kv="{damping}" ctrlrange="{low} {high}"/>'
         for side, low, high in (("left", FINGER_CLOSED, FINGER_OPEN), ("right", -FINGER_OPEN, -FINGER_CLOSED))
     )
 

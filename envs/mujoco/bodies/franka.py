@@ -83,6 +83,7 @@ class FrankaEE(WeldedArm):
     embodiment = spec("delta_ee")
     actuators = 2
     boxes = BOX[None]
+    slack = np.array([GRIPPER.slack])
     limits = Limits(BOX, travel=0.03, turn=0.125, tilt=0.6)
     timestep = 0.01
 

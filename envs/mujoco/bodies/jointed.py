@@ -52,6 +52,7 @@ class JointedBody(Body):
             columns += [*range(first, first + len(arm.chain.joints) + 1), first + len(arm.chain.joints)]
         self._ranges, self._columns = np.concatenate(ranges), np.array(columns)
         self._pace = np.concatenate(speeds) / self.embodiment.action.rate
+        self.slack = np.array([arm.gripper.slack for arm in self.arms])
         self.hands, self.aims, self.actuators = len(self.arms), len(self._pace), len(columns)
         chains = [self.waist] if self.waist is not None else []
         self.joints = tuple(j.name for c in [*chains, *(arm.chain for arm in self.arms)] for j in c.joints)
@@ -80,7 +81,9 @@ class JointedBody(Body):
         """
         return np.zeros((*tools.shape[:2], 0))
 
-    def drive(self, readings: Float64, aim: Float64, actions: Float64, substeps: int) -> tuple[Float64, Float64, Float64]:
+    def drive(
+        self, readings: Float64, aim: Float64, actions: Float64, substeps: int
+    ) -> tuple[Float64, Float64, Float64]:
         """See `Body.drive`; the servos' targets glide through each control step."""
         targets = np.clip(actions, self._ranges[:, 0], self._ranges[:, 1])
         aims, now = np.empty_like(targets), aim

@@ -11,6 +11,8 @@ from envs.mujoco.widowx import numbers
 PINK, WHITE, DARK = "0.93 0.1 0.85 1", "0.95 0.95 0.95 1", "0.16 0.17 0.19 1"
 GRIPPER_DAMPING = 1.0
 """Damping ratio of the fingers."""
+THICKNESS = 0.006
+"""Half a finger's, metres."""
 Point = Sequence[float]
 
 
@@ -34,6 +36,11 @@ class Gripper:
         """Metres that a finger moves to either side of half open, where its joint reads zero."""
         return (self.open - self.closed) / 2
 
+    @property
+    def slack(self) -> float:
+        """Metres between the middle and each finger's inner face where its joint reads zero."""
+        return (self.open + self.closed) / 2 - THICKNESS
+
     def xml(self, side: str) -> str:
         """Palm, fingers and the site `<side>tool`, in the hand's frame."""
         base = self.reach - 0.0471
@@ -50,8 +57,8 @@ class Gripper:
         return (
             f'<body name="{name}_finger" pos="0 {middle} 0" gravcomp="1">'
             f'<joint name="{name}_finger" type="slide" axis="0 1 0" armature="0.1" '
-            f'range="{-1.2 * self.half} {1.2 * self.half}"/>'
-            f'<geom type="box" pos="{self.reach - 0.017} 0 0" size="0.02 0.006 0.012" rgba="{PINK}" contype="1" '
+            f'range="{-1.2 * self.half} {1.2 * self.half}" solimplimit="0.99 0.999 0.001"/>'
+            f'<geom type="box" pos="{self.reach - 0.017} 0 0" size="0.02 {THICKNESS} 0.012" rgba="{PINK}" contype="1" '
             'conaffinity="2" density="600" friction="0.8 0.01 0.0001"/></body>'
         )
 

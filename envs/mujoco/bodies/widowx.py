@@ -20,6 +20,14 @@ WIDOWX = EmbodimentSpec(
 )
 TOOL_BOX = np.array([[0.12, 0.385], [-0.17, 0.17], [0.02, 0.22]])
 """[3, 2] metres: where the tool may be sent."""
+FINGER_THICKNESS = 0.006
+"""Half of it, metres."""
+FINGER_FORCE, GRASPING_FORCE = 60.0, 400.0
+"""Newtons a metre with which each finger is held."""
+GRASPING_DAMPING = 24.0
+"""Newtons for each metre a second: unhurried fingers do not punch through what they close on."""
+GRASPING_TIMESTEP = 0.01
+"""Seconds."""
 WELD = 'solref="0.05 1" solimp="0.95 0.99 0.001"'
 
 
@@ -29,8 +37,18 @@ class WidowX(WeldedArm):
     embodiment = WIDOWX
     actuators = 2
     boxes = TOOL_BOX[None]
+    slack = np.array([-FINGER_THICKNESS])
     limits = Limits(TOOL_BOX, travel=0.06, turn=0.25, tilt=0.6)
     timestep = 0.025
+
+    def __init__(self, *, grasping: bool = False) -> None:
+        """Describe the arm.
+
+        Args:
+            grasping: firm fingers and finer physics steps, for things that are held by friction.
+        """
+        self.grasping = grasping
+        self.timestep = GRASPING_TIMESTEP if grasping else WidowX.timestep
 
     def fragments(self) -> Fragments:
         """See `Body.fragments`."""
@@ -38,9 +56,10 @@ class WidowX(WeldedArm):
             '<framepos objtype="site" objname="tool"/><framequat objtype="site" objname="tool"/>'
             '<jointpos joint="left_finger"/>'
         )
+        fingers = (GRASPING_FORCE, GRASPING_DAMPING) if self.grasping else (FINGER_FORCE, 0.0)
         target = '<body name="target" mocap="true"><site name="target" group="5"/></body>'
         return Fragments(
-            defaults=DEFAULTS, assets="", tree=arm_xml() + target, actuators=actuators_xml(),
+            defaults=DEFAULTS, assets="", tree=arm_xml() + target, actuators=actuators_xml(*fingers),
             equality=f'<weld site1="tool" site2="target" {WELD}/>', sensors=sensors,
         )  # fmt: skip
 

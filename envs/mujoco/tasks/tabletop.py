@@ -72,7 +72,7 @@ class Tabletop(Task):
     <light pos="0.6 -0.3 1.2" dir="-0.3 0.3 -1" directional="true" diffuse="0.5 0.5 0.5" specular="0 0 0"/>
     <camera name="{CAMERA}" pos="{numbers(EYE)}" xyaxes="0 1 0 {numbers(UP)}" fovy="{FOVY}"/>
     <geom name="table" type="box" pos="0.2 0 -0.02" size="0.6 0.6 0.02" rgba="0.66 0.62 0.57 1" contype="2"
-          conaffinity="3"/>
+          conaffinity="3" priority="1"/>
     {part.tree}
     {self.props()}
     {shadows}
