@@ -43,15 +43,15 @@ class FlowEnvRunner(EnvRunner):
 
     def sample(self, *, round_number: int = 0, **_: Any) -> list[Trajectory]:
         """One round in each world, from fresh episodes; their numbers leave room for those begun in earlier rounds."""
-        return [self._collect(seat, round_number * self.job.rollout.chunks) for seat in self.player.seats]
+        return [self._collect(seat, round_number) for seat in self.player.seats]
 
-    def _collect(self, seat: Seat, episode: int) -> Trajectory:
-        ids = seat.world.env_ids
+    def _collect(self, seat: Seat, round_number: int) -> Trajectory:
+        ids, chunks = seat.world.env_ids, seat.world.chunks or self.job.rollout.chunks
         return rollout.collect(
             self.player.policy,
             seat.env,
-            SeedKeys(self.job.run.seed, ids, np.full_like(ids, episode), self.job.objective.group_size),
-            chunks=self.job.rollout.chunks,
+            SeedKeys(self.job.run.seed, ids, np.full_like(ids, round_number * chunks), self.job.objective.group_size),
+            chunks=chunks,
             body=seat.body,
             law=self.law,
             cache_contexts="backbone" not in self.job.lora.parts,

@@ -19,6 +19,7 @@ from rl_finetune.policy.laws import Law
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles
 from rl_finetune.policy.prompt import body_sentence
+from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import Context, Observation, SeedKeys, Trajectory
 
 torch.set_num_threads(1)
@@ -101,27 +102,28 @@ def trajectory(
     law: Law | None = None,
     seed: int = 0,
     whole: bool = False,
+    body: EmbodimentSpec = WIDOWX,
     **changes: Any,
 ) -> Trajectory:
-    """What the exploring policy does on `inputs` [chunks * N].
+    """What the exploring policy does on `inputs` [chunks * N] in that body.
 
     Rewards, values and, unless chunks are executed `whole`, lengths are random; `changes` replace any field.
     """
     rows = len(inputs.mask) if isinstance(inputs, TorchContext) else len(inputs)
-    n, rng = rows // chunks, np.random.default_rng(seed)
+    n, rng, horizon = rows // chunks, np.random.default_rng(seed), body.action.horizon
     context = inputs if isinstance(inputs, TorchContext) else policy.encode(inputs)
     everyone = episode_keys(rows, seed=seed)
-    chunk, moved = policy.sample(context, everyone, np.zeros(rows, np.int64), WIDOWX, law or FlowSDE())
-    executed = np.full((chunks, n), HORIZON) if whole else rng.integers(1, HORIZON + 1, (chunks, n))
-    mask = chunk.mask.reshape(chunks, n, HORIZON, WIDTH) & (np.arange(HORIZON) < executed[..., None])[..., None]
+    chunk, moved = policy.sample(context, everyone, np.zeros(rows, np.int64), body, law or FlowSDE())
+    executed = np.full((chunks, n), horizon) if whole else rng.integers(1, horizon + 1, (chunks, n))
+    mask = chunk.mask.reshape(chunks, n, horizon, WIDTH) & (np.arange(horizon) < executed[..., None])[..., None]
     fields = dict(
         inputs=_stored(inputs),
-        states=moved.states.numpy().reshape(chunks, n, -1, HORIZON, WIDTH),
+        states=moved.states.numpy().reshape(chunks, n, -1, horizon, WIDTH),
         step=moved.step.numpy().reshape(chunks, n),
-        log_prob=moved.log_prob.numpy().reshape(chunks, n, HORIZON),
+        log_prob=moved.log_prob.numpy().reshape(chunks, n, horizon),
         sample=moved.sample.numpy().reshape(mask.shape),
         action_mask=mask,
-        reward=rng.normal(size=(chunks, n, HORIZON)).astype(np.float32),
+        reward=rng.normal(size=(chunks, n, horizon)).astype(np.float32),
         steps_executed=executed,
         terminated=np.zeros((chunks, n), bool),
         truncated=np.zeros((chunks, n), bool),
@@ -135,7 +137,7 @@ def trajectory(
         contribution=np.zeros(4, np.float32),
         policy_version=0,
         keys=everyone.rows(slice(0, n)),
-        embodiment=WIDOWX.tag,
+        embodiment=body.tag,
         world="widowx_reach",
         failures=(),
     )

@@ -229,9 +229,10 @@ class TrainConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
         actors, learners = self.rollout.num_actors, self.learner.num_learners
-        envs, minibatch = self.env.num_envs, self.objective.minibatch
-        batch, steps = envs * self.rollout.chunks, self.rollout.denoising_steps
         check_worlds(self.env, actors, self.objective.group_size)
+        worlds, minibatch = self.env.worlds(self.objective.group_size), self.objective.minibatch
+        batch = sum(world.num_envs * (world.chunks or self.rollout.chunks) for world in worlds)
+        steps = self.rollout.denoising_steps
         require(
             minibatch <= batch, "objective.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}"
         )

@@ -26,6 +26,12 @@ class World:
     """Options of that environment."""
     env_ids: IntArray
     """[n] global numbers of the environments, ascending; no two worlds share one."""
+    chunks: int | None
+    """Chunks that each of them plays a round; None leaves it to `rollout.chunks`."""
+    workers: int = 0
+    """Processes over which each holder spreads them; 0 is none but the holder's."""
+    patience: float = 60.0
+    """Seconds that such a process may take to answer."""
 
     @property
     def num_envs(self) -> int:
@@ -46,6 +52,9 @@ class WorldSection(Section):
     """Weight of this world: it gets share / (sum of all shares) of `env.num_envs`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that environment."""
+    chunks: int | None = Field(None, ge=1)
+    """Chunks that each of its environments plays an iteration; null is `rollout.chunks`. Bodies differ in how many make
+    up an episode."""
 
 
 class EnvSection(Section):
@@ -60,6 +69,11 @@ class EnvSection(Section):
     mix: list[WorldSection] = []
     """Worlds that one policy plays side by side, of as many embodiments as it knows; they take the place of `name` and
     `options`. Empty is the one world `name`."""
+    workers: int = Field(0, ge=0)
+    """Processes over which each actor spreads its environments of each world; one that breaks down is replaced, and
+    nobody else's episode is lost. 0 keeps them in the actor: what a world raises then costs the actor's whole round."""
+    patience: float = Field(60.0, gt=0)
+    """Seconds that such a process may take over a chunk, the first included; then it is taken for hung."""
 
     @model_validator(mode="before")
     @classmethod
@@ -88,9 +102,12 @@ class EnvSection(Section):
         counts = [group_size * n for n in apportion(self.num_envs // group_size, [w.share for w in self._worlds])]
         ends = np.cumsum(counts)
         return tuple(
-            World(label, world.name, world.options, np.arange(end - count, end, dtype=np.int64))
+            World(
+                label, world.name, world.options, np.arange(end - count, end, dtype=np.int64), world.chunks,
+                self.workers, self.patience,
+            )
             for label, world, count, end in zip(self.labels, self._worlds, counts, ends, strict=True)
-        )
+        )  # fmt: skip
 
     @property
     def _worlds(self) -> list[WorldSection]:
