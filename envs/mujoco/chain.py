@@ -168,9 +168,12 @@ class Chain:
         for _ in range(iterations):
             jacobian, error = self._linear(angles, goal, base)
             rest = self._pulls * (self.posture - angles)
-            square = jacobian @ jacobian.mT + DAMPING * np.eye(6)
-            left = error - (jacobian @ rest[..., None])[..., 0]
-            step = rest + (jacobian.mT @ np.linalg.solve(square, left[..., None]))[..., 0]
+            step = _least(jacobian, jacobian, error, rest)
+            stuck = ((angles <= low) & (step < 0)) | ((angles >= high) & (step > 0))
+            held = stuck.any(-1)
+            if held.any():  # what joints at their limits cannot do, the others must
+                rest, free = np.where(stuck, 0.0, rest), jacobian * ~stuck[:, None]
+                step[held] = _least(jacobian[held], free[held], error[held], rest[held])
             longest = np.abs(step).max(-1, keepdims=True)
             angles = np.clip(angles + step * (STRIDE / np.maximum(longest, STRIDE)), low, high)
         error = _difference(self.forward(angles, base), goal)
@@ -198,6 +201,14 @@ class Chain:
         arms = links[:, -1:, :3, 3] - links[:, :-1, :3, 3]
         jacobian = np.concatenate([_cross(axes, arms), axes], -1).mT
         return jacobian, _difference(links[:, -1], goal)
+
+
+def _least(jacobian: Float64, free: Float64, error: Float64, rest: Float64) -> Float64:
+    """The step [N, n] nearest to `rest` [N, n] that removes `error` [N, 6] by the joints that are `free`, damped."""
+    square = free @ free.mT + DAMPING * np.eye(6)
+    left = error - (jacobian @ rest[..., None])[..., 0]
+    step: Float64 = rest + (free.mT @ np.linalg.solve(square, left[..., None]))[..., 0]
+    return step
 
 
 def _difference(have: Float64, want: Float64) -> Float64:

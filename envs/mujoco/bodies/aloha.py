@@ -11,7 +11,7 @@ from math import pi, sqrt
 
 import numpy as np
 
-from envs.mujoco.bodies.base import Float64, Fragments
+from envs.mujoco.bodies.base import Fragments
 from envs.mujoco.bodies.jointed import Arm, JointedBody
 from envs.mujoco.bodies.parts import DARK, Gripper, bar, chain_xml, hand_sensors, joint_sensors, placed, servos
 from envs.mujoco.chain import Chain, Joint, pose
@@ -92,8 +92,7 @@ class Aloha(JointedBody):
             tree="".join(_tree(side, each) for side, each in sides),
             actuators="".join(servos(each.chain.joints, STIFFNESS) + GRIPPER.actuators(side) for side, each in sides),
             equality="",
-            sensors="".join(map(hand_sensors, SIDES))
-            + "".join(joint_sensors(each.chain.joints) for each in self.arms),
+            sensors="".join(map(hand_sensors, SIDES)) + "".join(joint_sensors(each.chain.joints) for each in self.arms),
         )
 
 

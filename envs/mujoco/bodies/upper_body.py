@@ -43,9 +43,9 @@ MIRROR = np.array([1.0, -1.0, -1.0, 1.0, -1.0, -1.0, 1.0])
 BOXES = np.array([[[0.12, 0.385], [-0.04, 0.17], [0.02, 0.22]], [[0.12, 0.385], [-0.17, 0.04], [0.02, 0.22]]])
 """[2, 3, 2] metres: where each tool works; 4 cm beyond the middle."""
 TURN, LEAN, BOW, MIDDLE = 0.4, 0.32, 1.55, 0.2525
-"""The waist yaws by this share of the direction to the middle of both tools, and pitches by `LEAN` radians and `BOW` more
-for each metre by which that lies beyond x = `MIDDLE`."""
-SPREAD = 0.15
+"""The waist yaws by this share of the direction to the middle of both tools, and pitches by `LEAN` radians and by `BOW`
+more for each metre by which that lies beyond x = `MIDDLE`."""
+SPREAD = 0.08
 """Metres in x by which the tools may differ for every point of the boxes to be in reach of both."""
 
 

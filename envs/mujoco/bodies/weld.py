@@ -77,7 +77,9 @@ class WeldedArm(Body):
         aim = np.concatenate([tools[0], np.zeros(3)])
         return aim, mocap_poses(aim[None])
 
-    def drive(self, readings: Float64, aim: Float64, actions: Float64, substeps: int) -> tuple[Float64, Float64, Float64]:
+    def drive(
+        self, readings: Float64, aim: Float64, actions: Float64, substeps: int
+    ) -> tuple[Float64, Float64, Float64]:
         """See `Body.drive`; the target glides through each control step."""
         aims = aim_path(readings[:, :3], turned(readings[:, 3:7]), aim, actions, self.limits)
         fingers = hold(self.fingers(np.clip(actions[..., 6], -1.0, 1.0)), substeps)
