@@ -49,7 +49,7 @@ class Player:
         """
         torch.set_num_threads(1)
         self.settings = evaluation
-        built = [envs.make(world.name, world.num_envs, **world.options) for world in worlds]
+        built = [_made(world) for world in worlds]
         self.policy = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone)
         if policy.adapter is not None:
             self.policy = merge_adapters(load_adapters(self.policy, Path(policy.adapter)))
@@ -91,6 +91,11 @@ class Player:
 
     def _keys(self, episodes: IntArray) -> SeedKeys:
         return SeedKeys(self.settings.seed, episodes, np.zeros_like(episodes))
+
+
+def _made(world: World) -> VectorEnv:
+    workers = min(world.workers, world.num_envs)
+    return envs.make(world.name, world.num_envs, workers=workers, patience=world.patience, **world.options)
 
 
 def device_for(gpus: float) -> torch.device:

@@ -13,8 +13,10 @@ from builders import episode_keys, tiny_policy
 import envs
 from actors.evaluator import Shuffle, _shuffled, run_episodes
 from actors.film import film_episodes
+from actors.player import _made
 from actors.rollout import collect
 from envs.base import VectorEnv
+from envs.process import ProcessEnv
 from learners.advantages import score
 from learners.objectives import OBJECTIVES
 from learners.update import Recipe, run_update
@@ -90,6 +92,15 @@ def halves(policy: QwenVLAPolicy) -> tuple[Round, Round]:
 def test_environments_are_shared_out_in_order() -> None:
     (world,) = EnvSection(num_envs=7).worlds()
     assert [world.share(i, 3).env_ids.tolist() for i in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+
+
+def test_actor_spreads_its_environments_over_the_processes_that_are_set() -> None:
+    (world,) = EnvSection(num_envs=2, workers=3, patience=7.0).worlds()
+    with _made(world.share(0, 2)) as env:
+        assert isinstance(env, ProcessEnv) and (env.num_envs, env._supervisor._patience) == (1, 7.0)
+    (world,) = EnvSection(num_envs=1).worlds()
+    with _made(world) as env:
+        assert not isinstance(env, ProcessEnv)
 
 
 def test_one_actor_or_two_see_the_same_states_and_noise(whole: Round, halves: tuple[Round, Round]) -> None:

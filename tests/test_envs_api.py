@@ -95,6 +95,7 @@ def test_wrong_shapes_and_order_are_refused(single: VectorEnv) -> None:
         (lambda: envs.spec("widowx_reach", tolerance=0.2), "got 0.2"),
         (lambda: envs.make("widowx_reach", 0), "num_envs=0"),
         (lambda: envs.make("widowx_reach", 2, workers=3), "workers=3"),
+        (lambda: envs.make("widowx_reach", 2, workers=2, patience=0), "patience=0"),
     ],
 )
 def test_bad_requests_are_refused_in_plain_words(call: Callable[[], object], message: str) -> None:

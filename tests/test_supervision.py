@@ -29,7 +29,7 @@ SEED, FIRST, ENVS, CHUNKS = 7, 10, 5, 8
 Kind = Literal["raise", "hang", "nan", "die"]
 CAUSE = {
     "raise": "ZeroDivisionError: the dot fell off",
-    "hang": "no answer within 1.5 s",
+    "hang": "no answer within 2.5 s",
     "nan": "privileged state is not finite",
     "die": "its process died with exit code -9",
 }
@@ -120,7 +120,7 @@ def test_undisturbed_episodes_are_of_different_age() -> None:
 def test_broken_world_is_named_and_the_others_do_not_notice(kind: Kind) -> None:
     end, length = begun(3, 1)
     broken = end - length + 2
-    with supervised(Fault(kind, FIRST + 3, 1, 1), patience=1.5) as env:
+    with supervised(Fault(kind, FIRST + 3, 1, 1), patience=2.5) as env:
         _, run = play(env)
         assert any(str(out.failures[0]) in env.events() for out in run if out.failures)
     assert breakdowns(run) == {broken: (Failure(3, "breaking", SEED, FIRST + 3, 1, CAUSE[kind]),)}
@@ -142,7 +142,7 @@ def test_broken_world_is_named_and_the_others_do_not_notice(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", ["hang", "die"])
 def test_passing_fault_costs_nobody_anything(kind: Kind, tmp_path: Path) -> None:
-    with supervised(Fault(kind, FIRST + 3, 1, 1, tmp_path / "happened"), patience=1.5) as env:
+    with supervised(Fault(kind, FIRST + 3, 1, 1, tmp_path / "happened"), patience=2.5) as env:
         _, run = play(env)
         told = env.events()
         assert env.events() == []
@@ -250,7 +250,7 @@ def test_killed_worker_of_a_real_world_is_replaced_to_the_bit() -> None:
 
 
 def test_nothing_is_left_running(tmp_path: Path) -> None:
-    with supervised(Fault("hang", FIRST, 0, 0, tmp_path / "happened"), patience=1.5) as env:
+    with supervised(Fault("hang", FIRST, 0, 0, tmp_path / "happened"), patience=2.5) as env:
         play(env, chunks=2)
         assert len(multiprocessing.active_children()) == len(env._supervisor._workers)
     assert multiprocessing.active_children() == []
