@@ -4,7 +4,7 @@
 
 The servos act in the base's own frame: forward, sideways (always zero: wheels do not roll that way) and turn. Position
 targets in the room's frame were the other choice; they wind up at a wall, and the base shoots off sideways when it
-comes free. Rolling wheels on a floor would do as well, at ten times the contacts.
+comes free. Rolling wheels would do as well, with contacts to solve in every step.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ LAG = 0.05
 GRIP = 10.0
 """How much harder the wheels resist sideways motion than they drive."""
 EYE, TILT, FOVY = 0.42, 0.26, 80.0
-"""Camera height in metres, angle below the horizon in radians, vertical field of view in degrees: a box is whole in
-the picture from 3 m away down to the place where the base is to stop."""
+"""Camera height in metres, angle below the horizon in radians, vertical field of view in degrees: a box stays in sight
+from across the room to the place where the base is to stop."""
 CAMERA = "ego"
 
 EMBODIMENT = EmbodimentSpec(

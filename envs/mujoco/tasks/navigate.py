@@ -170,7 +170,7 @@ class Navigate(Task):
         return np.where(seen[..., None], project(place, frame, rover.FOVY, points), OUTSIDE)
 
     def measures(self, now: Now, success: BoolArray) -> Mapping[str, FloatArray]:
-        """`oracle_success` (0 or 1), `spl` (arXiv 1807.06757, section 3) and `distance`, the way that is left to the
+        """`oracle_success` (0 or 1), `spl` (arXiv 1807.06757) and `distance`, the way that is left to the
         target's centre in metres."""
         least, target = now.facts[:, 1], self._target(now)
         boxes = np.where(_present(now)[..., None], now.mocap[:, 1:5, :2], FAR)
