@@ -11,12 +11,22 @@ from envs.mujoco.bodies.base import Body
 from envs.mujoco.bodies.franka import FrankaEE, FrankaJoint
 from envs.mujoco.bodies.upper_body import UpperBody
 from envs.mujoco.bodies.widowx import WidowX
-from envs.mujoco.options import Controls, FrankaOptions, FrankaReachOptions, MovingOptions, ReachOptions, WorldOptions
+from envs.mujoco.options import (
+    Controls,
+    FrankaOptions,
+    FrankaReachOptions,
+    MovingOptions,
+    ReachOptions,
+    TraceOptions,
+    WorldOptions,
+)
 from envs.mujoco.task import Task
 from envs.mujoco.tasks.navigate import Navigate, NavigateOptions
 from envs.mujoco.tasks.objects import Objects
 from envs.mujoco.tasks.pick import Pick
+from envs.mujoco.tasks.place import PutOn, Stack
 from envs.mujoco.tasks.reach import PACE, Reach
+from envs.mujoco.tasks.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,10 @@ def _franka(name: str, task: type[Objects], time_limit: int) -> World:
     )
 
 
+def _widowx_trace(chosen: TraceOptions) -> Task:
+    return Trace(WidowX(), "widowx_trace", image_size=chosen.image_size, tolerance=chosen.tolerance)
+
+
 def franka(control: Controls) -> Body:
     """The Franka-like arm in one of its control modes."""
     return FrankaEE() if control == "delta_ee" else FrankaJoint()
@@ -75,11 +89,16 @@ def franka(control: Controls) -> Body:
 WORLDS: dict[str, World] = {
     "widowx_reach": _reach("widowx_reach", WidowX, 32),
     "widowx_pick": _widowx("widowx_pick", Pick, 40),
+    "widowx_put_on": _widowx("widowx_put_on", PutOn, 64),
+    "widowx_stack": _widowx("widowx_stack", Stack, 64),
     "widowx_moving": World(MovingOptions, _widowx_moving),
     "franka_reach": World(FrankaReachOptions, _franka_reach),
     "franka_pick": _franka("franka_pick", Pick, 48),
+    "franka_put_on": _franka("franka_put_on", PutOn, 96),
+    "franka_stack": _franka("franka_stack", Stack, 96),
     "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
     "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
+    "widowx_trace": World(TraceOptions, _widowx_trace),
     "rover_navigate": World(NavigateOptions, Navigate),
 }
 """Name -> world. A new one is a line here."""

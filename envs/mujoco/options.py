@@ -55,6 +55,18 @@ class MovingOptions(ReachOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class TraceOptions(WorldOptions):
+    """Of trajectory prediction."""
+
+    tolerance: float = 0.05
+    """Picture widths by which points may be off, on average and at the end."""
+
+    def __post_init__(self) -> None:
+        WorldOptions.__post_init__(self)
+        within("tolerance", self.tolerance, 0.005, 0.2, "picture widths")
+
+
+@dataclass(frozen=True, slots=True)
 class FrankaReachOptions(ReachOptions):
     """Of the arm with two control modes."""
 

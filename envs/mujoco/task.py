@@ -167,7 +167,7 @@ class Task(ABC):
         return {}
 
     def seen_at(self, now: Now, points: Float64) -> Float64:
-        """Where points [N, P, 3] (metres) appear in the first view: [N, P, 2] (u right, v down), 0..1 across the picture.
+        """Where points [N, P, 3] (metres) appear in the first view: [N, P, 2] (u right, v down), 0..1 across it.
 
         Only for tasks with `things`.
         """

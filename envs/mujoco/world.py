@@ -126,7 +126,7 @@ class World(VectorEnv):
         return Failure(int(row), self.spec.name, self._keys.seed, env, episode, cause)
 
     def _rewind(self, rows: IntArray) -> None:
-        """Put broken worlds back to the beginning of their episodes: a last observation must be one of a whole world."""
+        """Put broken worlds back to the beginning of their episodes: a last observation must be one of a whole one."""
         self._put(rows, self._first(rows))
 
     def _restart(self, over: IntArray) -> None:

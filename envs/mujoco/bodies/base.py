@@ -43,8 +43,9 @@ class Body(ABC):
     actuators: int
     """nu."""
     readings: int
-    """Leading sensors: for each hand tool position (3), tool quaternion (4) and position of one finger's joint (1); then
-    the joint positions that `command` and `drive` need, if any; then the pose of the body's own first camera, if any."""
+    """Leading sensors: for each hand tool position (3), tool quaternion (4) and position of one finger's joint (1);
+    then the joint positions that `command` and `drive` need, if any; then the pose of the body's own first camera, if
+    any."""
     aims: int
     """A, width of the controller's memory."""
     boxes: Float64
@@ -56,8 +57,8 @@ class Body(ABC):
     joints: tuple[str, ...] = ()
     """Names of the joint readings (after the hands' eight each) that `command` and `drive` need."""
     cameras: tuple[View, ...] = ()
-    """Cameras that the fragments bring. Where the first view of the embodiment is among them, the last seven readings are
-    the `framepos` and `framequat` of that camera, and `eye_fovy` its field of view."""
+    """Cameras that the fragments bring. Where the first view of the embodiment is among them, the last seven readings
+    are the `framepos` and `framequat` of that camera, and `eye_fovy` its field of view."""
     eye_fovy: float = 0.0
     """Degrees; of the body's own first view."""
 
@@ -77,7 +78,9 @@ class Body(ABC):
         """
 
     @abstractmethod
-    def drive(self, readings: Float64, aim: Float64, actions: Float64, substeps: int) -> tuple[Float64, Float64, Float64]:
+    def drive(
+        self, readings: Float64, aim: Float64, actions: Float64, substeps: int
+    ) -> tuple[Float64, Float64, Float64]:
         """Turn a chunk into safe, speed-limited controls.
 
         Args:
@@ -87,17 +90,18 @@ class Body(ABC):
             substeps: physics steps of one control step.
 
         Returns:
-            Actuator controls [N, H * substeps, nu], mocap poses [N, H * substeps, mocaps, 7], and the targets after each
-            control step [N, H, A].
+            Actuator controls [N, H * substeps, nu], mocap poses [N, H * substeps, mocaps, 7], and the targets after
+            each control step [N, H, A].
         """
 
     @abstractmethod
     def command(self, readings: Float64, path: Path) -> Float64:
-        """Actions [N, H, c] that bring the tools along `path`, counted from the first frame whose readings are given."""
+        """Actions [N, H, c] that bring the tools along `path`, counted from the frame whose readings are given."""
 
 
 def glide(start: Float64, corners: Float64, substeps: int) -> Float64:
-    """Straight lines from `start` [N, ...] through `corners` [N, H, ...], `substeps` points each: [N, H * substeps, ...]."""
+    """Straight lines from `start` [N, ...] through `corners` [N, H, ...], `substeps` points each:
+    [N, H * substeps, ...]."""
     whole = np.concatenate([start[:, None], corners], 1)
     share = (np.arange(1, substeps + 1) / substeps).reshape(1, 1, substeps, *[1] * (corners.ndim - 2))
     points = whole[:, :-1, None] + np.diff(whole, axis=1)[:, :, None] * share

@@ -196,7 +196,7 @@ class Reach(Tabletop):
         tools = self.tools(readings)
         acting = np.abs(tools - state[:, None, :3]).sum(-1).argmin(1)
         block = self._ahead(state) if self.block_speed else state[:, 3:6]
-        goal, pace = block + [0.0, 0.0, LANDING], np.full(len(state), self.speed)
+        goal, pace = block + np.array([0.0, 0.0, LANDING]), np.full(len(state), self.speed)
         if disturbed is not None:
             goal, pace = goal + disturbed.offset, self.speed * disturbed.pace
         moving = follow(routes(state[:, :3], goal), pace, action.horizon)

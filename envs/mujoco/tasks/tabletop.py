@@ -23,7 +23,8 @@ CAMERA = "ego"
 EYE, UP, FOVY = (0.935, 0.0, 0.921), (-0.7657, 0.0, 0.6431), 26.6
 """Camera position in metres, up direction, vertical field of view in degrees: 50 degrees above the horizon and opposite
 the arm. Chosen by counting pixels: the workspace with the gripper in it fills the picture's width, a block covers 57 of
-64 x 64 pixels, and 2 % of all blocks (0.7 % of targets) are more than 70 % hidden by the WidowX; other sides hide more."""
+64 x 64 pixels, and 2 % of all blocks (0.7 % of targets) are more than 70 % hidden by the WidowX; other sides hide
+more."""
 PARKED = np.array([0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0])
 """Pose of a mocap body that is out of the picture."""
 HAND_NAMES = {1: ("",), 2: ("left_", "right_")}
@@ -72,7 +73,7 @@ class Tabletop(Task):
     <light pos="0.6 -0.3 1.2" dir="-0.3 0.3 -1" directional="true" diffuse="0.5 0.5 0.5" specular="0 0 0"/>
     <camera name="{CAMERA}" pos="{numbers(EYE)}" xyaxes="0 1 0 {numbers(UP)}" fovy="{FOVY}"/>
     <geom name="table" type="box" pos="0.2 0 -0.02" size="0.6 0.6 0.02" rgba="0.66 0.62 0.57 1" contype="2"
-          conaffinity="3" priority="1"/>
+          conaffinity="3" priority="2"/>
     {part.tree}
     {self.props()}
     {shadows}
@@ -123,7 +124,7 @@ class Tabletop(Task):
         return Things((*COLOURS, "tool"), points, np.concatenate([present, np.ones((len(rows), 1), bool)], 1), target)
 
     def privileged_names(self) -> tuple[str, ...]:
-        """Names of the state that every table task knows: the acting tool, the target, the blocks, what the body recalls."""
+        """Names of the state that every table task knows: acting tool, target, blocks, what the body recalls."""
         place = [f"{thing}_{axis}" for thing in ("tool", "target") for axis in "xyz"]
         blocks = [f"{colour}_{each}" for colour in COLOURS for each in ("x", "y", "z", "present")]
         return (*place, *blocks, *self.recalled_names())
