@@ -7,6 +7,7 @@ from envs.mujoco import load_mujoco
 from envs.mujoco.engine import Engine
 from envs.mujoco.options import WorldOptions
 from envs.mujoco.task import Task
+from rl_finetune.optional import require
 
 
 def build(task: Task, num_envs: int, options: WorldOptions) -> VectorEnv:
@@ -23,6 +24,7 @@ def build(task: Task, num_envs: int, options: WorldOptions) -> VectorEnv:
 
 def _engine(task: Task, num_envs: int, options: WorldOptions) -> Engine:
     if options.backend == "mujoco_warp":
+        require("mujoco_warp", purpose="the backend 'mujoco_warp'", install="pip install 'rl-finetune[warp]'")
         from envs.mujoco.warp import WarpEngine
 
         return WarpEngine(task, num_envs, options.image_size)

@@ -30,6 +30,7 @@ CONTACTS = 64
 """Contacts of a world for which there is room."""
 LEAST_ROOM = 512
 """Contacts for which there is room in all, however few the worlds: they share one list."""
+TIES = (mujoco.mjtEq.mjEQ_CONNECT, mujoco.mjtEq.mjEQ_WELD)
 CROWDED_WORLD = mjw.OverflowType.NEFC | mjw.OverflowType.NJMAX_NNZ
 CROWDED_LIST = mjw.OverflowType.BROADPHASE | mjw.OverflowType.NARROWPHASE | mjw.OverflowType.CCD
 
@@ -65,6 +66,9 @@ class WarpEngine(Engine):
         self._device = _device(device)
         host = mujoco.MjModel.from_xml_string(task.mjcf())
         host.opt.timestep = task.timestep
+        self._tied = bool(np.isin(host.eq_type, TIES).any())
+        self._read = np.zeros((num_envs, 0, host.nsensordata))
+        self._sensed = np.zeros((num_envs, host.nsensordata))
         with wp.ScopedDevice(self._device):
             self._model = _put_model(task, host)
             if deterministic and self._device.is_cuda:
@@ -74,10 +78,7 @@ class WarpEngine(Engine):
             size = 1 + host.nq + host.nv + host.na
             self._present = wp.zeros((num_envs, size), dtype=float)
             self._count, self._broken = wp.zeros(1, dtype=int), wp.zeros(num_envs, dtype=wp.bool)
-        self._controls = self._states = self._seen = None
-        self._graph: wp.Graph | None = None
-        self._read = np.zeros((num_envs, 0, host.nsensordata))
-        self._sensed = np.zeros((num_envs, host.nsensordata))
+            self._make_room((num_envs, task.substeps + 1, host.nu + 7 * host.nmocap))
 
     def place(self, rows: IntArray, starts: Sequence[Start]) -> None:
         """See `Engine.place`."""
@@ -98,6 +99,7 @@ class WarpEngine(Engine):
                 kernels.pose, dim=mocap.shape[:2], inputs=[poses, which], outputs=[data.mocap_pos, data.mocap_quat]
             )
             data.ctrl.zero_()
+            self._refresh()
             mjw.forward(self._model, data)
             self._sensed[rows] = data.sensordata.numpy()[rows]
 
@@ -112,7 +114,8 @@ class WarpEngine(Engine):
             UserError: the worlds have more contacts than there is room for, so none of their states can be trusted.
         """
         with wp.ScopedDevice(self._device):
-            self._make_room(controls.shape)
+            if self._controls.shape != controls.shape:
+                self._make_room(controls.shape)
             self._controls.assign(controls.astype(np.float32))
             self._prepare()
             self._load()
@@ -155,13 +158,11 @@ class WarpEngine(Engine):
 
     def _make_room(self, shape: tuple[int, ...]) -> None:
         """Buffers for chunks of controls of this shape [N, T, C]."""
-        if self._controls is not None and self._controls.shape == shape:
-            return
         n, steps = shape[0], (shape[1] - 1) // self._task.substeps
         self._controls = wp.zeros(shape, dtype=float)
         self._states = wp.zeros((n, steps, self._present.shape[1]), dtype=float)
         self._seen = wp.zeros((n, steps, self._sensed.shape[1]), dtype=float)
-        self._graph = None
+        self._graph: wp.Graph | None = None
 
     def _prepare(self) -> None:
         """On a GPU, record one physics step as a graph."""
@@ -183,6 +184,7 @@ class WarpEngine(Engine):
         data, n = self._data, self._num_envs
         moved = [data.ctrl, data.mocap_pos, data.mocap_quat]
         wp.launch(kernels.command, dim=n, inputs=[self._count, self._controls], outputs=moved)
+        self._refresh()
         mjw.step(self._model, data)
         found = [data.time, data.qpos, data.qvel, data.act, data.sensordata]
         wp.launch(
@@ -192,6 +194,17 @@ class WarpEngine(Engine):
             outputs=[self._states, self._seen, self._broken],
         )
         wp.launch(kernels.tick, dim=1, outputs=[self._count])
+
+    def _refresh(self) -> None:
+        """Bring body velocities up to date where a constraint reads them.
+
+        mujoco_warp 4.0.0 builds constraints before it computes velocities, so that connect and weld (their term J' v)
+        see those of whatever was computed last, and a world would depend on what others did before.
+        """
+        if self._tied:
+            mjw.kinematics(self._model, self._data)
+            mjw.com_pos(self._model, self._data)
+            mjw.com_vel(self._model, self._data)
 
     def _crowded(self) -> BoolArray:
         """Worlds [N] that had more constraints than there is room for.
@@ -218,7 +231,9 @@ def _device(name: str | None) -> wp.Device:
         return wp.get_device(name)
     except (ValueError, RuntimeError) as error:
         known = [str(device) for device in wp.get_devices()]
-        raise UserError("no such device", got=repr(name), expected=f"one of {known}", do="choose one of them") from error
+        raise UserError(
+            "no such device", got=repr(name), expected=f"one of {known}", do="choose one of them"
+        ) from error
 
 
 def _put_model(task: Task, host: mujoco.MjModel) -> mjw.Model:

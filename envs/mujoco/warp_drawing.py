@@ -47,7 +47,7 @@ class Painter:
         self._pictures = [wp.zeros((num_envs, size, size, 3), dtype=wp.uint8) for _ in views]
 
     def draw(self, states: wp.array, rows: IntArray, mocap: Float64) -> dict[str, wp.array]:
-        """Pictures of the worlds `rows` [n]: view tag -> [n, h, w, 3] uint8 on the device, overwritten by the next call.
+        """Pictures of the worlds `rows` [n]: view tag -> [n, h, w, 3] uint8 on the device, until the next call.
 
         Args:
             states: [N, S] on the device.

@@ -1,6 +1,6 @@
 """Device code of the mujoco_warp engine: states in and out of the simulation, and pixels out of the renderer.
 
-A state is one row [S] of float32: time, joint positions, velocities, activations, as in MuJoCo's own full physics state.
+A state is one row [S] of float32: time, joint positions, velocities, activations, as in MuJoCo's full physics state.
 """
 
 from __future__ import annotations
