@@ -160,8 +160,6 @@ class FlowRL(Algorithm):
         return weights
 
     def _judge(self, trajectories: list[Trajectory], report: Any, weights: TrainedWeights, clock: Clock) -> None:
-        for failure in (f for t in trajectories for f in t.failures):
-            self._event(str(failure))
         self.state, self.row = iteration_row(
             self.state, trajectories, report, clock, publish_bytes=weights.nbytes, recent=RECENT,
             healthy=self.env_runner_group.num_healthy_remote_env_runners(), events=self._take_events(),

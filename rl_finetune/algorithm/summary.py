@@ -77,7 +77,7 @@ def iteration_row(
         failures=sum(len(t.failures) for t in trajectories),
         worlds=worlds,
         terms={name: value for name, value in d.items() if name not in KNOWN},
-        events=events,
+        events=(*events, *(str(failure) for t in trajectories for failure in t.failures)),
     )
     return after, row
 

@@ -146,6 +146,9 @@ class Dashboard:
             _text(share(row.success, row.success_interval), "bold"),
             sparkline([r.success for r in self.rows], 0, 1),
         )
+        for label, world in row.worlds.items():
+            past = [r.worlds[label].success for r in self.rows if label in r.worlds]
+            table.add_row(label, share(world.success, world.success_interval), sparkline(past, 0, 1))
         for label, name in _CURVES:
             table.add_row(label, number(getattr(row, name)), sparkline([getattr(r, name) for r in self.rows]))
         return table
@@ -162,14 +165,16 @@ class Dashboard:
 
 
 def plain_line(row: IterationRow, total: int, seconds_left: float) -> str:
-    """One iteration as one line of a log."""
+    """One iteration as one line of a log; of several worlds each one's success at the end."""
+    worlds = "".join(f" | {label} {_percent(world.success)}" for label, world in row.worlds.items())
+    broken = f" broken {row.failures}" if row.failures else ""
     return (
         f"[{row.iteration:>{len(str(total))}}/{total}] "
         f"success {share(row.success, row.success_interval)} return {number(row.mean_return)} | "
         f"ratio error {number(row.first_ratio_error)} clip {number(row.clip_fraction)} kl {number(row.kl)} "
         f"ev {number(row.explained_variance)} std {number(row.executed_std)} | "
         f"{row.steps_per_second:.0f} steps/s {row.seconds:.1f} s left {clock(seconds_left)} | "
-        f"actors {row.actors_healthy} lost {row.actors_lost} v{row.policy_version}"
+        f"actors {row.actors_healthy} lost {row.actors_lost}{broken} v{row.policy_version}{worlds}"
     )
 
 
@@ -187,6 +192,10 @@ def number(value: float) -> str:
 def share(value: float, interval: tuple[float, float]) -> str:
     """In percent with its interval; a dash before the first episode has ended."""
     return f"{value:.1%} [{100 * interval[0]:.0f}, {100 * interval[1]:.0f}]" if math.isfinite(value) else "-"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.0%}" if math.isfinite(value) else "-"
 
 
 def clock(seconds: float) -> str:

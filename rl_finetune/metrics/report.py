@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from rl_finetune.metrics.intervals import Gain
 from rl_finetune.metrics.report_data import Clip, ReportData
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.metrics.strip import Strip, film
@@ -58,6 +59,59 @@ def diagnostics_of(rows: Sequence[IterationRow]) -> list[Diagnostic]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class WorldSummary:
+    """One of several worlds on the page."""
+
+    label: str
+    """Its label."""
+    before: EvalReport
+    """Held-out episodes before training."""
+    after: EvalReport
+    """The same after."""
+    gain: Gain
+    """Paired difference."""
+    measures: tuple[tuple[str, str, str], ...]
+    """(name, before, after) of what else its task reports."""
+    curve: Chart | None
+    """Success over training, where there was any."""
+
+
+def worlds_of(data: ReportData) -> list[WorldSummary]:
+    """Each world, where there are several or the one has measures to show."""
+    before, after = data.compared.before.worlds, data.compared.after.worlds
+    if len(after) == 1 and not any(report.measures or report.failed for report in after.values()):
+        return []
+    return [
+        WorldSummary(label, before[label], report, gain, _measures(before[label], report), _world_curve(label, data))
+        for (label, report), gain in zip(after.items(), data.compared.gains.values(), strict=True)
+    ]
+
+
+def _measures(before: EvalReport, after: EvalReport) -> tuple[tuple[str, str, str], ...]:
+    def shown(report: EvalReport, name: str) -> str:
+        return tick_label(report.measures.get(name, math.nan), digits=3)
+
+    return tuple((name, shown(before, name), shown(after, name)) for name in before.measures | after.measures)
+
+
+def _world_curve(label: str, data: ReportData) -> Chart | None:
+    rows = [row for row in data.rows if label in row.worlds]
+    if not rows:
+        return None
+    before, after = data.compared.before.worlds[label], data.compared.after.worlds[label]
+    seen = [row.worlds[label] for row in rows]
+    return Chart(
+        title=f"Success in {label} over training",
+        x=[row.iteration for row in rows],
+        y=[world.success for world in seen],
+        tips=[f"iteration {row.iteration}\n{tick_label(100 * row.worlds[label].success)} %" for row in rows],
+        percent=True,
+        band=[world.success_interval for world in seen],
+        markers=[_marker("before", rows[0].iteration - 1, before), _marker("after", rows[-1].iteration, after)],
+    )
+
+
 def _step(k: int, row: IterationRow) -> float:
     return row.contribution[k] if k < len(row.contribution) else math.nan
 
@@ -70,6 +124,8 @@ def _term(name: str, row: IterationRow) -> float:
 class ClipPair:
     """The same held-out episode before and after; one side may be missing."""
 
+    world: str
+    """Label of its world."""
     episode: int
     """Number of the episode."""
     instruction: str
@@ -112,21 +168,23 @@ def render(data: ReportData) -> str:
         events=[(row.iteration, event) for row in data.rows for event in row.events],
         pairs=pair(data.clips_before, data.clips_after, data.frames_per_second),
         outcomes=_outcomes(data),
+        worlds=[(world, None if world.curve is None else Markup(line_chart(world.curve))) for world in worlds_of(data)],
+        broken=sum(row.failures for row in data.rows),
         last=data.rows[-1] if data.rows else None,
     )
 
 
 def pair(before: Sequence[Clip], after: Sequence[Clip], frames_per_second: float) -> list[ClipPair]:
-    """Clips of the same episode side by side, in the order of their numbers."""
-    old = {clip.episode: clip for clip in before}
-    new = {clip.episode: clip for clip in after}
+    """Clips of the same episode side by side, world after world in the order of their numbers."""
+    old = {(clip.world, clip.episode): clip for clip in before}
+    new = {(clip.world, clip.episode): clip for clip in after}
 
     def strip(clip: Clip | None) -> Strip | None:
         return None if clip is None else film(clip, frames_per_second)
 
     return [
-        ClipPair(episode, (old | new)[episode].instruction, strip(old.get(episode)), strip(new.get(episode)))
-        for episode in sorted(old | new)
+        ClipPair(*place, (old | new)[place].instruction, strip(old.get(place)), strip(new.get(place)))
+        for place in sorted(old | new)
     ]
 
 
