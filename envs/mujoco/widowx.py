@@ -20,14 +20,17 @@ from envs.mujoco.kinematics import (
 FINGER_OPEN, FINGER_CLOSED = 0.037, 0.015
 """Distance of each finger from the gripper's middle, metres (published limits)."""
 
-DEFAULTS = """
+
+def defaults_xml(inertia: float) -> str:
+    """Defaults of the arm; `inertia` is the armature in kilograms of the fingers' drives."""
+    return f"""
 <default>
   <default class="arm">
     <joint damping="0.5" armature="0.01"/>
     <geom contype="0" conaffinity="0" rgba="0.16 0.17 0.19 1" density="1200"/>
     <default class="hand">
       <geom contype="1" conaffinity="2" rgba="0.93 0.1 0.85 1" density="600" friction="0.6"/>
-      <joint type="slide" axis="0 1 0" damping="6" armature="0.02"/>
+      <joint type="slide" axis="0 1 0" damping="6" armature="{inertia}"/>
     </default>
   </default>
 </default>"""

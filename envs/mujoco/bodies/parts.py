@@ -30,6 +30,9 @@ class Gripper:
     """Half sizes in metres of the bar that carries the fingers."""
     stiffness: float = 400.0
     """Newtons a metre with which each finger is held."""
+    inertia: float = 0.3
+    """Kilograms that the drive adds to each finger. Damping beyond inertia / timestep makes contacts soft: light fingers
+    sink into what they hold, and lose it."""
 
     @property
     def half(self) -> float:
@@ -56,7 +59,7 @@ class Gripper:
         middle = sign * (self.open + self.closed) / 2
         return (
             f'<body name="{name}_finger" pos="0 {middle} 0" gravcomp="1">'
-            f'<joint name="{name}_finger" type="slide" axis="0 1 0" armature="0.1" '
+            f'<joint name="{name}_finger" type="slide" axis="0 1 0" armature="{self.inertia}" '
             f'range="{-1.2 * self.half} {1.2 * self.half}" solimplimit="0.99 0.999 0.001"/>'
             f'<geom type="box" pos="{self.reach - 0.017} 0 0" size="0.02 {THICKNESS} 0.012" rgba="{PINK}" contype="1" '
             'conaffinity="2" density="600" friction="0.8 0.01 0.0001"/></body>'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.base import Float64, Fragments
 from envs.mujoco.bodies.weld import Limits, WeldedArm
-from envs.mujoco.widowx import DEFAULTS, FINGER_CLOSED, FINGER_OPEN, actuators_xml, arm_xml
+from envs.mujoco.widowx import FINGER_CLOSED, FINGER_OPEN, actuators_xml, arm_xml, defaults_xml
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 
 WIDOWX = EmbodimentSpec(
@@ -20,12 +22,24 @@ WIDOWX = EmbodimentSpec(
 )
 TOOL_BOX = np.array([[0.12, 0.385], [-0.17, 0.17], [0.02, 0.22]])
 """[3, 2] metres: where the tool may be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fingers:
+    """How the fingers are driven."""
+
+    stiffness: float
+    """Newtons a metre with which each is held."""
+    damping: float
+    """Newtons for each metre a second, beside the joint's own."""
+    inertia: float
+    """Kilograms that the drive adds to each."""
+
+
 FINGER_THICKNESS = 0.006
 """Half of it, metres."""
-FINGER_FORCE, GRASPING_FORCE = 60.0, 400.0
-"""Newtons a metre with which each finger is held."""
-GRASPING_DAMPING = 24.0
-"""Newtons for each metre a second: unhurried fingers do not punch through what they close on."""
+FINGERS, GRASPING_FINGERS = Fingers(60.0, 0.0, 0.02), Fingers(200.0, 6.6, 0.2)
+"""Heavy drives rather than strong damping: damping beyond inertia / timestep makes contacts soft."""
 GRASPING_TIMESTEP = 0.01
 """Seconds."""
 WELD = 'solref="0.05 1" solimp="0.95 0.99 0.001"'
@@ -56,10 +70,11 @@ class WidowX(WeldedArm):
             '<framepos objtype="site" objname="tool"/><framequat objtype="site" objname="tool"/>'
             '<jointpos joint="left_finger"/>'
         )
-        fingers = (GRASPING_FORCE, GRASPING_DAMPING) if self.grasping else (FINGER_FORCE, 0.0)
+        fingers = GRASPING_FINGERS if self.grasping else FINGERS
         target = '<body name="target" mocap="true"><site name="target" group="5"/></body>'
         return Fragments(
-            defaults=DEFAULTS, assets="", tree=arm_xml() + target, actuators=actuators_xml(*fingers),
+            defaults=defaults_xml(fingers.inertia), assets="", tree=arm_xml() + target,
+            actuators=actuators_xml(fingers.stiffness, fingers.damping),
             equality=f'<weld site1="tool" site2="target" {WELD}/>', sensors=sensors,
         )  # fmt: skip
 

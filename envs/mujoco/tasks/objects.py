@@ -33,7 +33,7 @@ RELEASE = 0.012
 """Metres by which they must be wider apart to have let go."""
 CONTACT = (
     'contype="3" conaffinity="3" condim="4" friction="1 0.01 0.0001" density="1000" solref="0.02 1" '
-    'solimp="0.98 0.999 0.001"'
+    'solimp="0.98 0.999 0.001" priority="1"'
 )
 
 
@@ -108,7 +108,7 @@ class Objects(Tabletop):
         """See `Tabletop.props`."""
         floor = (
             f'<geom name="floor" type="box" pos="0.2 0 {FLOOR - 0.02}" size="0.6 0.6 0.02" contype="2" conaffinity="3" '
-            'condim="1" priority="1"/>'
+            'condim="1" priority="2"/>'
         )
         things = "".join(f'<body name="{name}"><freejoint/>{self.shape(name)}</body>' for name in self.free)
         return floor + things + self.fixtures()
