@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,7 +32,7 @@ from rl_finetune.keys import Stream, generator
 from rl_finetune.policy import QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import without_adapters
 from rl_finetune.policy.flow import interpolate
-from rl_finetune.policy.laws import Law, law_of
+from rl_finetune.policy.laws import Law, law_of, scaled
 from rl_finetune.types import FloatArray, IntArray, ScoredTrajectory, UpdateReport
 
 Optimise = Callable[[Tensor], None]
@@ -55,11 +55,14 @@ class Recipe:
     """Value loss, where the policy has a critic."""
     regularisers: RegularisersSection = field(default_factory=RegularisersSection)
     """Further terms."""
+    scale: Mapping[str, float] = field(default_factory=dict)
+    """Robot tag -> factor on the law's levels."""
 
 
 def recipe(job: TrainConfig) -> Recipe:
     """The loss of a job."""
-    return Recipe(job.objective, OBJECTIVES[job.objective.name], law_of(job), job.critic, job.regularisers)
+    loss = OBJECTIVES[job.objective.name]
+    return Recipe(job.objective, loss, law_of(job), job.critic, job.regularisers, job.exploration.scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int
         part: which of several bodies' batches it is; each has points of its own.
     """
     batch = batch.to(policy.device)
-    view = view_of(batch, recipe.objective, recipe.law, (*seed, part))
+    law = scaled(recipe.law, recipe.scale.get(batch.embodiment, 1.0))
+    view = view_of(batch, recipe.objective, law, (*seed, part))
     reference = start = cloning = None
     if recipe.objective.needs_old:
         reference = _once(policy, view, recipe.objective.minibatch, view.reference)

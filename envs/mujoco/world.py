@@ -39,7 +39,7 @@ class World(VectorEnv):
         check_keys(keys, self.num_envs)
         self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
         everyone = np.arange(self.num_envs)
-        self._starts = [self._begun(env) for env in everyone]
+        self._starts = [self._begun(int(env)) for env in everyone]
         self._now = self._first(everyone)
         return self._observe(everyone)
 
@@ -59,7 +59,7 @@ class World(VectorEnv):
         over = np.flatnonzero(ended | truncated)
         measures = self._measures(over, success)
         broken = np.flatnonzero(motion.broken)
-        failures = tuple(self._failure(row) for row in broken)
+        failures = tuple(self._failure(int(row)) for row in broken)
         if failures:
             self._rewind(broken)
         final = self._observe(over) if len(over) else None
@@ -133,7 +133,7 @@ class World(VectorEnv):
         assert self._keys is not None
         self._keys.episode[over] += 1
         for env in over:
-            self._starts[env] = self._begun(env)
+            self._starts[env] = self._begun(int(env))
         if len(over):
             self._put(over, self._first(over))
 
@@ -185,8 +185,8 @@ def ends(judged: Judged, left: IntArray, broken: BoolArray) -> tuple[IntArray, B
     n, horizon = judged.success.shape
     left = np.minimum(left, horizon)
     decided = (judged.success | judged.failure) & (np.arange(horizon) < left[:, None]) & ~broken[:, None]
-    ended = decided.any(-1)
-    executed = np.where(ended, decided.argmax(-1) + 1, left)
+    ended: BoolArray = np.asarray(decided.any(-1))
+    executed: IntArray = np.where(ended, decided.argmax(-1) + 1, left)
     return executed, ended, ended & judged.success[np.arange(n), executed - 1]
 
 

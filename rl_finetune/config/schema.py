@@ -64,6 +64,9 @@ class ExplorationSection(Section):
     odds: list[float] | Literal["contribution"] | None = None
     """Odds of each denoising step to be the stochastic one; `contribution` measures what each adds to executed actions.
     null is uniform, measured where the law is calibrated."""
+    scale: dict[str, float] = Field(default_factory=dict)
+    """Robot tag -> factor on a in its worlds (default 1): the same noise in normalised units is centimetres for an arm
+    and decimetres for a base that drives."""
     std_min: float = Field(0.08, gt=0)
     """Smallest standard deviation of Flow-Noise."""
     std_max: float = Field(0.16, gt=0)
@@ -262,6 +265,10 @@ def _check_law(law: ExplorationSection, objective: ObjectiveSection, steps: int)
     free = law.law != "calibrated" or step is None
     require(free, "exploration.sde_step", step, "null: the calibrated law draws the step by what each contributes")
     require(law.std_min < law.std_max, "exploration.std_min", law.std_min, f"below std_max = {law.std_max}")
+    factors = all(factor > 0 for factor in law.scale.values())
+    require(factors, "exploration.scale", law.scale, "factors above 0")
+    levelled = not law.scale or law.law in ("flow_sde", "calibrated")
+    require(levelled, "exploration.scale", law.scale, f"none: the law {law.law} has no levels")
     if objective.view == "density":
         require(law.law != "ode", "exploration.law", "ode", "a stochastic law: the objective scores what was sampled")
     if objective.view == "transitions":

@@ -10,7 +10,7 @@ A law is a small immutable record; sampler and scorer are given the same one and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -93,6 +93,20 @@ def law_of(job: TrainConfig) -> Law:
         raise ValueError("exploration.levels or odds: not measured yet; `actors.calibration` does")
     levels, odds = (tuple(v) if isinstance(v, list) else None for v in (chosen.levels, chosen.odds))
     return FlowSDE(steps, chosen.noise_level, chosen.sde_step, levels, odds)
+
+
+def scaled(law: Law, factor: float) -> Law:
+    """The law with its levels times `factor`; only Flow-SDE has any.
+
+    Raises:
+        ValueError: a factor for a law without levels.
+    """
+    if factor == 1:
+        return law
+    if not isinstance(law, FlowSDE):
+        raise ValueError(f"{law} has no levels to scale")
+    levels = None if law.levels is None else tuple(level * factor for level in law.levels)
+    return replace(law, noise_level=law.noise_level * factor, levels=levels)
 
 
 def times(law: Law, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ RADIUS, HEIGHT = 0.17, 0.2
 MASS = 10.0
 FASTEST, FASTEST_TURN = 0.5, 1.5
 """Metres and radians a second, at most."""
-DEAD_BAND = 0.05
+DEAD_BAND = 0.08
 """Metres within which a waypoint is only turned to; without it a sampled policy could never stand still."""
 ARRIVED = 0.01
 """Metres at which the base stops steering towards a waypoint, whose bearing then means nothing."""

@@ -28,7 +28,7 @@ NEAREST, FARTHEST = 0.55, rooms.SPACING / 2
 """Metres, bounds of the tolerance: bases touch a box's corner at 0.42; two boxes never claim the same place."""
 INSIDE = 0.1
 """Metres within the tolerance at which the expert stops."""
-STILL, STILL_TURN = 0.05, 0.15
+STILL, STILL_TURN = 0.1, 0.3
 """Metres and radians of one control step, commanded, below which the base is told to stand still."""
 STOP = 3
 """Control steps in a row that make a stop."""
