@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
-from envs import gymnasium
+from envs import gymnasium, isaac
 from envs.base import VectorEnv
 from envs.imported import imported
 from envs.mujoco import catalogue
@@ -44,6 +44,7 @@ def _simulated(world: catalogue.World) -> Entry:
 
 REGISTRY: dict[str, Entry] = {name: _simulated(world) for name, world in catalogue.WORLDS.items()}
 REGISTRY[gymnasium.NAME] = Entry(gymnasium.GymnasiumOptions, gymnasium.spec, gymnasium.build)
+REGISTRY[isaac.NAME] = Entry(isaac.IsaacOptions, isaac.spec, isaac.build)
 """Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
