@@ -268,7 +268,8 @@ def _check_time_limit(env: VectorEnv, keys: SeedKeys) -> None:
         _require(bool((steps <= limit).all()), f"an episode outlived the time limit of {limit} steps")
         _require(not (open_ & (steps == limit) & ~(out.terminated | out.truncated)).any(), "no end at the time limit")
         _require(bool((steps[open_ & out.truncated] == limit).all()), f"truncated before the time limit of {limit}")
-        cut |= bool((open_ & (steps == limit)).any())
+        # An episode of one chunk is decided at its limit: nothing is cut off there.
+        cut |= bool((open_ & (out.truncated | (limit <= convention.horizon))).any())
         for row, env_row in enumerate(out.final_index):
             if open_[env_row]:
                 final = out.final_observation
