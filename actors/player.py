@@ -21,6 +21,9 @@ from rl_finetune.policy.adapters import guide, load_adapters, merge_adapters
 from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import IntArray, SeedKeys
 
+SWAP_TOKENS = 96
+"""Room in the prompt for another robot's sentence, beside advice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Seat:
@@ -67,6 +70,8 @@ class Player:
         What pads the last round is dropped.
         """
         env = self.seats[world].env
+        if prompt_as is not None:
+            self.policy.make_room(SWAP_TOKENS)
         padded = np.resize(episodes, -(-len(episodes) // env.num_envs) * env.num_envs)
         parts = [
             run_episodes(

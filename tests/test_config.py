@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -20,7 +21,7 @@ STAGE = "stages=[{name: a, train: decoder, steps: 1}]"
 
 def kind_of(file: Path) -> type[Section]:
     """The job that a shipped file is for, by its name."""
-    return {"evaluate": EvaluateConfig, "sft": SFTConfig}.get(file.stem.split("-")[0], TrainConfig)
+    return {"evaluate": EvaluateConfig, "sft": SFTConfig}.get(re.split("[-_]", file.stem)[0], TrainConfig)
 
 
 def refused(*overrides: str, kind: type[Section] = TrainConfig, file: Path | None = None) -> str:

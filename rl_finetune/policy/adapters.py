@@ -99,8 +99,7 @@ def set_version(policy: QwenVLAPolicy, job: TrainConfig, version: int) -> None:
 def guide(policy: QwenVLAPolicy, guidance: float) -> None:
     """Let the policy act on good advice, and make room for it in the prompt."""
     policy.guidance = guidance
-    if policy.backbone is not None:
-        policy.backbone.max_tokens = policy.config.max_context_tokens + ADVICE_TOKENS
+    policy.make_room(ADVICE_TOKENS)
 
 
 def trained_state(policy: QwenVLAPolicy) -> dict[str, FloatArray]:

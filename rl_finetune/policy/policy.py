@@ -207,6 +207,12 @@ class QwenVLAPolicy(nn.Module):
         inputs = self.eyes.tokenise(observation, told)
         return TorchContext(self.eyes(inputs).float(), inputs.mask, inputs.positions)
 
+    def make_room(self, tokens: int) -> None:
+        """Let prompts be that many tokens longer than the config says; a policy without its backbone has none."""
+        if self.backbone is not None:
+            self.backbone.max_tokens = self.config.max_context_tokens + tokens
+            self.backbone.lengths = {tag: length + tokens for tag, length in self.config.context_tokens.items()}
+
     def look(self, observation: Observation, prompt_as: str | None = None) -> Seen:
         """`encode` as this policy acts: with advice in the prompt too where it is guided."""
         seen = self.encode(observation, prompt_as)
