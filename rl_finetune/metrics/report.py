@@ -92,7 +92,7 @@ def _measures(before: EvalReport, after: EvalReport) -> tuple[tuple[str, str, st
     def shown(report: EvalReport, name: str) -> str:
         return tick_label(report.measures.get(name, math.nan), digits=3)
 
-    return tuple((name, shown(before, name), shown(after, name)) for name in before.measures | after.measures)
+    return tuple((name, shown(before, name), shown(after, name)) for name in {**before.measures, **after.measures})
 
 
 def _world_curve(label: str, data: ReportData) -> Chart | None:
