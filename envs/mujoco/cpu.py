@@ -11,6 +11,8 @@ from mujoco import rollout
 from envs.mujoco.engine import Engine, Motion
 from envs.mujoco.rendering import Renderer
 from envs.mujoco.task import Float64, Start, Task
+from envs.mujoco.variation import Property
+from envs.mujoco.wardrobe import Wardrobe
 from rl_finetune.types import BoolArray, ImageArray, IntArray
 
 STATE = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -22,6 +24,8 @@ FASTEST = 1e4
 class CpuEngine(Engine):
     """N worlds in this process, one thread."""
 
+    varies: frozenset[Property] = frozenset({"looks", "shapes", "dynamics"})
+
     def __init__(self, task: Task, num_envs: int, image_size: int) -> None:
         """Compile the model and open the renderer.
 
@@ -29,10 +33,12 @@ class CpuEngine(Engine):
             UserError: this machine cannot draw offscreen.
         """
         self._task = task
-        self._model = mujoco.MjModel.from_xml_string(task.mjcf())
+        xml = task.mjcf()
+        self._model = mujoco.MjModel.from_xml_string(xml)
         self._model.opt.timestep = task.timestep
         self._data = mujoco.MjData(self._model)
         self._renderer = Renderer(self._model, image_size)
+        self._wardrobe = Wardrobe(xml, self._model, num_envs)
         self._rollout = rollout.Rollout(nthread=0)
         size = mujoco.mj_stateSize(self._model, STATE)
         self._state = np.zeros((num_envs, size))
@@ -46,8 +52,9 @@ class CpuEngine(Engine):
             state = np.zeros(self._state.shape[1])
             state[1 : 1 + self._model.nq] = start.qpos  # layout: time, positions, velocities, activations
             self._state[row] = state
-            self._pose(state, start.mocap)
-            mujoco.mj_forward(self._model, self._data)
+            self._wardrobe.dress(int(row), start.variation)
+            self._pose(row, state, start.mocap)
+            mujoco.mj_forward(self._wardrobe.models[row], self._data)
             self._sensed[row] = self._data.sensordata
 
     def readings(self, rows: IntArray) -> Float64:
@@ -60,7 +67,7 @@ class CpuEngine(Engine):
         states = np.empty((n, steps, self._state.shape[1]))
         sensors = np.empty((n, steps, self._model.nsensordata))
         self._rollout.rollout(
-            [self._model] * n, [self._data], self._state, controls, control_spec=CONTROL, skip_checks=True, nstep=steps,
+            self._wardrobe.models, [self._data], self._state, controls, control_spec=CONTROL, skip_checks=True, nstep=steps,
             state=states, sensordata=sensors,
         )  # fmt: skip
         every = self._task.substeps
@@ -78,10 +85,11 @@ class CpuEngine(Engine):
         size, views = self._renderer.size, self._task.views
         pictures = {view.tag: np.empty((len(rows), size, size, 3), np.uint8) for view in views}
         for place, row in enumerate(rows):
-            self._pose(self._state[row] if step is None else self._states[row, step], mocap[place])
-            mujoco.mj_kinematics(self._model, self._data)
+            self._pose(row, self._state[row] if step is None else self._states[row, step], mocap[place])
+            model = self._wardrobe.models[row]
+            mujoco.mj_kinematics(model, self._data)
             for view in views:
-                self._renderer.draw(self._data, view.camera, pictures[view.tag][place])
+                self._renderer.draw(self._data, view.camera, pictures[view.tag][place], model)
         return pictures
 
     def close(self) -> None:
@@ -89,13 +97,15 @@ class CpuEngine(Engine):
         self._renderer.close()
         self._rollout.close()
 
-    def _pose(self, state: Float64, mocap: Float64) -> None:
-        mujoco.mj_setState(self._model, self._data, state, STATE)
+    def _pose(self, row: int, state: Float64, mocap: Float64) -> None:
+        mujoco.mj_setState(self._wardrobe.models[row], self._data, state, STATE)
         self._data.mocap_pos[:], self._data.mocap_quat[:] = mocap[:, :3], mocap[:, 3:]
 
 
 def _broken(states: Float64, readings: Float64) -> BoolArray:
-    """[N] whether any state or reading is not finite, or absurdly large (MuJoCo resets what it finds unstable)."""
+    """[N] whether any state or reading is not finite or absurdly large, or the clock went back: MuJoCo sets a world that it
+    finds unstable to its beginning and goes on."""
     worst = np.maximum(np.abs(states).max((1, 2)), np.abs(readings).max((1, 2)))
-    broken: BoolArray = ~(worst < FASTEST)  # NaN compares false
+    restarted = (np.diff(states[..., 0], axis=1) <= 0).any(1)
+    broken: BoolArray = ~(worst < FASTEST) | restarted  # NaN compares false
     return broken
