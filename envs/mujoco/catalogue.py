@@ -27,6 +27,7 @@ from envs.mujoco.tasks.pick import Pick
 from envs.mujoco.tasks.place import PutOn, Stack
 from envs.mujoco.tasks.reach import PACE, Reach
 from envs.mujoco.tasks.trace import Trace
+from envs.mujoco.tasks.transfer import Transfer
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,14 @@ def _widowx(name: str, task: type[Objects], time_limit: int) -> World:
     )
 
 
+def _two_hands(name: str, body: Callable[[], Body], task: type[Objects], time_limit: int) -> World:
+    """And for bodies with two hands."""
+    return World(
+        WorldOptions,
+        lambda chosen: task(body(), name, image_size=chosen.image_size, time_limit=time_limit, pace=0.3),
+    )
+
+
 def _franka(name: str, task: type[Objects], time_limit: int) -> World:
     """And for the Franka-like arm."""
     return World(
@@ -97,6 +106,7 @@ WORLDS: dict[str, World] = {
     "franka_put_on": _franka("franka_put_on", PutOn, 96),
     "franka_stack": _franka("franka_stack", Stack, 96),
     "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
+    "aloha_transfer": _two_hands("aloha_transfer", Aloha, Transfer, 400),
     "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
     "widowx_trace": World(TraceOptions, _widowx_trace),
     "rover_navigate": World(NavigateOptions, Navigate),

@@ -28,7 +28,7 @@ JOINTS = (
     Joint("wrist_angle", (0.1, 0, 0), (0, 1, 0), -1.867, 2.234, pi),
     Joint("wrist_rotate", (0.069744, 0, 0), (1, 0, 0), -pi, pi, pi),
 )
-GRIPPER = Gripper(reach=0.064375, closed=0.021, open=0.057, palm=(0.012, 0.06, 0.014), stiffness=800.0)
+GRIPPER = Gripper(reach=0.064375, closed=0.021, open=0.057, palm=(0.012, 0.06, 0.014), stiffness=800.0, inertia=0.6)
 HAND = (0.042825, 0.0, 0.0)
 """Metres from the last joint to the gripper's frame."""
 STAND = 0.45

@@ -8,7 +8,8 @@ import numpy as np
 
 from envs.base import Disturbance
 from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Path, Start, Things
-from envs.mujoco.tasks.objects import FALLEN, RELEASE, ROOM, Objects, Scene, box, lasting, square_yaw
+from envs.mujoco.tasks.grasping import AIMED, UP, Hand, approach
+from envs.mujoco.tasks.objects import FALLEN, ROOM, Objects, Scene, box, lasting, square_yaw
 from envs.mujoco.tasks.plans import Corner, play
 from envs.mujoco.tasks.reach import hand_for, spread, starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
@@ -25,13 +26,6 @@ YAW = 0.5
 """Radians by which blocks are turned at most: what every body's wrist follows."""
 TWIST = 0.58
 """Radians to which the hand turns at most, whatever the block has been pushed to."""
-HOVER = 0.06
-"""Metres above a block at which an open gripper passes over it."""
-GRIP = 0.6
-"""Seconds in which a gripper closes or opens, and what it moves comes to rest."""
-UP = np.array([0.0, 0.0, 1.0])
-AIMED = 0.012
-"""Metres beside a block within which the gripper may close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +139,9 @@ class Blocks(Objects):
         drawn = self.lay(rng)
         colours = np.concatenate([drawn.blocks, drawn.plates])
         tops = np.zeros((4, 3))
-        tops[colours] = spread(rng, len(colours), EDGE)
+        tops[colours] = spread(rng, len(colours), EDGE, self.region)
         yaw = rng.uniform(-YAW, YAW, 4)
-        tools = starts(rng, tops[colours], self.body.boxes)
+        tools = starts(rng, tops[colours], self.body.boxes, self.region)
         blocks, plates = np.isin(np.arange(4), drawn.blocks), np.isin(np.arange(4), drawn.plates)
         spots = np.where(plates[:, None], np.column_stack([tops[:, :2], np.full(4, self.plate_top)]), 0.0)
         hand = hand_for(tops[drawn.blocks[:1], 1], self.body.hands)[0]
@@ -213,34 +207,6 @@ class Blocks(Objects):
 
     def grasp(self, known: Known, offset: Float64) -> list[Corner]:
         """To the block and around it, then straight up; from the first corner that is still ahead."""
-        n = len(known.tool)
-        zero, grip = np.zeros(n), np.full(n, GRIP)
         at = known.block + offset
         at[:, 2] = np.maximum(known.block[:, 2], self.body.boxes[0, 2, 0])
-        above = at + UP * HOVER
-        risen = known.tool.copy()
-        risen[:, 2] = np.maximum(risen[:, 2], above[:, 2])
-        near = (np.hypot(*(known.tool - at)[:, :2].T) <= AIMED) & (np.abs(known.yaw - known.turn) <= 0.1)
-        near &= known.width >= EDGE + RELEASE
-        there = np.where(near[:, None], known.tool, above)
-        risen = np.where(near[:, None], known.tool, risen)
-        turn = np.where(near, known.yaw, known.turn)
-        return [
-            Corner(known.tool, known.yaw, zero + 1, zero),
-            Corner(risen, known.yaw, zero + 1, zero),
-            Corner(there, turn, zero + 1, zero),
-            Corner(at, known.turn, zero - 1, grip),
-        ]
-
-
-def either(when: BoolArray, yes: list[Corner], no: list[Corner]) -> list[Corner]:
-    """For each world [N] one of two plans that begin where the hand is; the shorter one waits there for no time."""
-    count = max(len(yes), len(no))
-    yes, no = [yes[0]] * (count - len(yes)) + yes, [no[0]] * (count - len(no)) + no
-    return [
-        Corner(
-            np.where(when[:, None], a.place, b.place),
-            *(np.where(when, getattr(a, each), getattr(b, each)) for each in ("yaw", "opening", "dwell")),
-        )
-        for a, b in zip(yes, no, strict=True)
-    ]
+        return approach(Hand(known.tool, known.yaw, known.width), at, known.turn, EDGE)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.mujoco.task import Float64
-from envs.mujoco.tasks.blocks import EDGE, LIFTED, Blocks, Drawn, Known, Roles, either
+from envs.mujoco.tasks.blocks import EDGE, LIFTED, Blocks, Drawn, Known, Roles
+from envs.mujoco.tasks.grasping import either
 from envs.mujoco.tasks.objects import Scene
 from envs.mujoco.tasks.plans import Corner
 from envs.mujoco.tasks.tabletop import COLOURS

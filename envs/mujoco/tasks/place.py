@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.mujoco.task import Float64
-from envs.mujoco.tasks.blocks import AIMED, EDGE, UP, Blocks, Drawn, Known, Roles, either
+from envs.mujoco.tasks.blocks import EDGE, Blocks, Drawn, Known, Roles
+from envs.mujoco.tasks.grasping import AIMED, UP, either
 from envs.mujoco.tasks.objects import RELEASE, Scene, box
 from envs.mujoco.tasks.plans import Corner
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
@@ -76,7 +77,7 @@ class Place(Blocks):
         return np.maximum(known.goal[:, 2], EDGE) + CLEAR + EDGE / 2
 
     def _deliver(self, known: Known, tool: Float64, yaw: Float64, block: Float64, offset: Float64) -> list[Corner]:
-        """From a closed gripper at `tool` [N, 3] that holds the block at `block` [N, 3] to the empty hand above the goal."""
+        """From a closed gripper at `tool` [N, 3] with the block at `block` [N, 3] to an open one above the goal."""
         none = np.zeros(len(tool))
         over = known.goal + UP * (EDGE / 2 + DROP) + tool - block + offset * [1.0, 1.0, 0.0]
         height = (self._height(known) + (tool - block)[:, 2])[:, None]
