@@ -20,6 +20,9 @@ class Stream(IntEnum):
     POINTS = 4
     ADVICE = 5
     CLONING = 6
+    SUITE = 7
+    RANDOMISATION = 8
+    ACTION_NOISE = 9
 
 
 def generator(seed: int, stream: Stream, env: int, episode: int, chunk: int = 0) -> np.random.Generator:

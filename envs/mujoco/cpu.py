@@ -103,8 +103,8 @@ class CpuEngine(Engine):
 
 
 def _broken(states: Float64, readings: Float64) -> BoolArray:
-    """[N] whether any state or reading is not finite or absurdly large, or the clock went back: MuJoCo sets a world that it
-    finds unstable to its beginning and goes on."""
+    """[N] whether any state or reading is not finite or absurdly large, or the clock went back: MuJoCo sets a world that
+    it finds unstable to its beginning and goes on."""
     worst = np.maximum(np.abs(states).max((1, 2)), np.abs(readings).max((1, 2)))
     restarted = (np.diff(states[..., 0], axis=1) <= 0).any(1)
     broken: BoolArray = ~(worst < FASTEST) | restarted  # NaN compares false

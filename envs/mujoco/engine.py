@@ -1,6 +1,6 @@
 """What simulates and draws N worlds of one model. The states stay inside: on a GPU they never leave it.
 
-    place -> readings -> advance (a whole chunk) -> keep (the step at which each episode stood still) -> draw
+place -> readings -> advance (a whole chunk) -> keep (the step at which each episode stood still) -> draw
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from envs.mujoco.task import Float64, Start
+from envs.mujoco.variation import Property
 from rl_finetune.types import BoolArray, ImageArray, IntArray
 
 
@@ -25,6 +26,9 @@ class Motion:
 
 class Engine(ABC):
     """N worlds of one task's model, with its cameras."""
+
+    varies: frozenset[Property] = frozenset()
+    """What of `Start.variation` it applies."""
 
     @abstractmethod
     def place(self, rows: IntArray, starts: Sequence[Start]) -> None:

@@ -14,6 +14,12 @@ COARSEST = 0.045
 """Largest: neighbouring blocks stay apart."""
 Engines = Literal["mujoco", "mujoco_warp"]
 Controls = Literal["delta_ee", "joint"]
+Suite = Literal[
+    "none", "colour", "instance", "position", "background", "lighting", "paraphrase", "distractors", "all"
+]  # fmt: skip
+Randomised = Literal["visual", "mass", "friction", "latency", "action_noise"]
+STRONGEST = 2.0
+"""Of randomisation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +30,22 @@ class WorldOptions:
     """Side of the pictures in pixels: 64, 96, 128 or 224."""
     backend: Engines = "mujoco"
     """`mujoco` simulates on the CPU, `mujoco_warp` thousands of worlds on a GPU (extra `warp`)."""
+    perturb: Suite = "none"
+    """What differs from training, to test a policy out of distribution: `colour` (dark and light shades), `instance`
+    (shapes), `position` (places and starts), `background`, `lighting`, `paraphrase`, `distractors`, or `all`."""
+    randomise: tuple[Randomised, ...] = ()
+    """What varies from episode to episode in training: `visual`, `mass`, `friction`, `latency`, `action_noise`."""
+    strength: float = 1.0
+    """How far what is randomised varies; 0 leaves it as it is."""
 
     def __post_init__(self) -> None:
         one_of("image_size", self.image_size, IMAGE_SIZES)
         one_of("backend", self.backend, get_args(Engines))
+        one_of("perturb", self.perturb, get_args(Suite))
+        object.__setattr__(self, "randomise", tuple(self.randomise))  # settings files have lists
+        for kind in self.randomise:
+            one_of("kind of randomisation", kind, get_args(Randomised))
+        within("strength", self.strength, 0.0, STRONGEST, "strength")
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,12 +59,14 @@ class Renderer:
         self._frame = mujoco.MjrRect(0, 0, size, size)
         self._upside_down = np.empty((size, size, 3), np.uint8)
 
-    def draw(self, data: mujoco.MjData, camera: str, out: ImageArray) -> None:
-        """Draw what `camera` sees into `out` [h, w, 3]; positions of bodies must be up to date but nothing else."""
+    def draw(self, data: mujoco.MjData, camera: str, out: ImageArray, model: mujoco.MjModel | None = None) -> None:
+        """Draw what `camera` sees into `out` [h, w, 3]; positions of bodies must be up to date, nothing else. `model`
+        is this renderer's own, or a copy of it with other looks."""
+        model = self._model if model is None else model
         self._view.fixedcamid = self._cameras[camera]
-        mujoco.mj_camlight(self._model, data)
+        mujoco.mj_camlight(model, data)
         everything = mujoco.mjtCatBit.mjCAT_ALL
-        mujoco.mjv_updateScene(self._model, data, self._option, None, self._view, everything, self._scene)
+        mujoco.mjv_updateScene(model, data, self._option, None, self._view, everything, self._scene)
         self._screen.make_current()  # another renderer of this process may have drawn since
         mujoco.mjr_render(self._frame, self._scene, self._context)
         mujoco.mjr_readPixels(self._upside_down, None, self._frame, self._context)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.base import Disturbance
+from envs.mujoco.variation import Variable, Variation
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
@@ -48,6 +49,8 @@ class Start:
     """[F] what is true of this episode alone and stays so (which block is meant, where the goal is)."""
     instruction: str
     """The task in words."""
+    variation: Variation | None = None
+    """How the episode differs from the model as it is written."""
 
 
 @dataclass(slots=True)
@@ -119,7 +122,7 @@ class View:
     """Camera of the model, fixed or carried by a body."""
 
 
-class Task(ABC):
+class Task(Variable, ABC):
     """One task for one body: the model and every rule of the episode."""
 
     spec: EnvSpec

@@ -95,6 +95,11 @@ class Body(ABC):
         """
 
     @abstractmethod
+    def staying(self, readings: Float64, aim: Float64, last: Float64) -> Float64:
+        """Action [N, c] that leaves the targets `aim` [N, A] where they stand at the first frame whose readings are
+        given, after the action `last` [N, c]."""
+
+    @abstractmethod
     def command(self, readings: Float64, path: Path) -> Float64:
         """Actions [N, H, c] that bring the tools along `path`, counted from the frame whose readings are given."""
 

@@ -92,6 +92,10 @@ class JointedBody(Body):
         controls = glide(aim, aims, substeps)[..., self._columns]
         return controls, np.empty((*controls.shape[:2], 0, 7)), aims
 
+    def staying(self, readings: Float64, aim: Float64, last: Float64) -> Float64:
+        """See `Body.staying`: targets are the actions."""
+        return aim
+
     def command(self, readings: Float64, path: Path) -> Float64:
         """See `Body.command`; tools are kept within their boxes."""
         n, h = path.tools.shape[:2]

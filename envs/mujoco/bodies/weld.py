@@ -85,6 +85,12 @@ class WeldedArm(Body):
         fingers = hold(self.fingers(np.clip(actions[..., 6], -1.0, 1.0)), substeps)
         return fingers, mocap_poses(glide(aim, aims, substeps))[:, :, None], aims
 
+    def staying(self, readings: Float64, aim: Float64, last: Float64) -> Float64:
+        """See `Body.staying`."""
+        back = kin.quaternion_from_vector(-turned(readings[:, 3:7]))
+        turn = kin.vector_from_quaternion(kin.multiply(kin.quaternion_from_vector(aim[:, 3:]), back))
+        return np.concatenate([aim[:, :3] - readings[:, :3], turn, last[:, 6:]], -1)
+
     def command(self, readings: Float64, path: Path) -> Float64:
         """See `Body.command`."""
         move = path.tools[:, :, 0] - readings[:, None, :3]

@@ -5,8 +5,9 @@ An episode ends at the first block touched, right or wrong, so looking and liste
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,19 +16,30 @@ from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.base import Body
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Path, Start, Things
 from envs.mujoco.tasks.paths import follow, routes
-from envs.mujoco.tasks.tabletop import COLOURS, GROUND, PARKED, RGBA, Tabletop
+from envs.mujoco.tasks.region import GROUND, HOME, RIM, Region
+from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA, Tabletop
+from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 BLOCK_EDGE = 0.05
 BLOCKS = 3
-START_HEIGHT = (0.12, 0.21)
-BLOCK_SPACING = 0.09
+BLOCK_SPACING = HOME.spacing[0]
 START_CLEARANCE = 0.10
 APART = 0.04
 """Metres from the table's middle beyond which each of two hands begins."""
 PHRASES = ("reach the {c} block", "touch the {c} block", "move the gripper to the {c} block")
+WORDINGS = (
+    "bring your fingertips to the cube that is {c}", "{c} is the one you want: go there", "put a finger on what is {c}",
+)  # fmt: skip
+SHAPES = (
+    Shape("cylinder", (0.024, 0.024, 0.025)), Shape("sphere", (0.025, 0.025, 0.025)), Shape("box", (0.03, 0.03, 0.013)),
+    Shape("box", (0.018, 0.018, 0.025)),
+)  # fmt: skip
+RIMWARD = Region(beyond=RIM, height=(0.09, 0.115))
+CLOSE = Region(spacing=(0.068, 0.088), height=(0.09, 0.115))
+"""For blocks that slide, which turn back at the workspace's edge: nearer to each other than in training."""
 PACE = 0.225
 """Metres a second at which an expert moves, unless told otherwise."""
 LANDING = 0.004
@@ -72,6 +84,9 @@ class Layout:
 
 class Reach(Tabletop):
     """Three of four coloured blocks on the table, one of them named."""
+
+    coloured: Mapping[str, tuple[Shape, ...]] = dict.fromkeys(COLOURS, SHAPES)
+    wordings = WORDINGS
 
     def __init__(
         self,
@@ -121,13 +136,13 @@ class Reach(Tabletop):
         rng = generator(key.seed, Stream.SCENE, key.scene, key.episode)
         colours = rng.permutation(len(COLOURS))[:BLOCKS]
         tops = np.zeros((len(COLOURS), 3))
-        tops[colours] = spread(rng)
+        tops[colours] = spread(rng, region=self.region)
         present = np.zeros(len(COLOURS), bool)
         present[colours] = True
         target = int(colours[rng.integers(BLOCKS)])
         phrase = PHRASES[rng.integers(len(PHRASES))]
         yaw = rng.uniform(-np.pi / 4, np.pi / 4, len(COLOURS))
-        qpos, aim, own = rested(self.body, lambda: starts(rng, tops[colours], self.body.boxes))
+        qpos, aim, own = rested(self.body, lambda: starts(rng, tops[colours], self.body.boxes, self.region))
         speed = self._speeds(rng)
         facts = np.concatenate([tops.ravel(), present, [target], yaw, speed.ravel()])
         layout = Layout.of(facts[None])
@@ -135,6 +150,21 @@ class Reach(Tabletop):
         shadows = np.tile(PARKED, (self.body.hands, 1))
         mocap = np.concatenate([own.reshape(-1, 7), blocks, shadows])
         return Start(qpos, mocap, aim, facts, phrase.format(c=COLOURS[target]))
+
+    def elsewhere(self) -> Reach:
+        """See `Variable.elsewhere`."""
+        other = copy.copy(self)
+        other.region = CLOSE if self.block_speed else RIMWARD
+        return other
+
+    def reshaped(self, start: Start, shapes: Mapping[str, Shape]) -> Start:
+        """See `Variable.reshaped`: tops are as high as the shapes."""
+        facts = start.facts.copy()
+        tops = facts[: 3 * len(COLOURS)].reshape(-1, 3)
+        for number, colour in enumerate(COLOURS):
+            if colour in shapes and tops[number, 2] > 0:
+                tops[number, 2] = 2 * shapes[colour].half[2]
+        return replace(start, facts=facts)
 
     def _speeds(self, rng: np.random.Generator) -> Float64:
         if not self.block_speed:
@@ -221,13 +251,9 @@ def hand_for(side: Float64, hands: int) -> IntArray:
     return np.where(side >= 0, 0, 1) if hands == 2 else np.zeros(len(side), np.int64)
 
 
-def spread(rng: np.random.Generator, count: int = BLOCKS, edge: float = BLOCK_EDGE) -> Float64:
-    """Tops [count, 3] of blocks that keep `BLOCK_SPACING`; a set that does not is drawn again whole."""
-    while True:
-        centres = rng.uniform(GROUND[:, 0], GROUND[:, 1], (count, 2))
-        apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)[np.triu_indices(count, 1)]
-        if apart.min(initial=np.inf) >= BLOCK_SPACING:
-            return np.column_stack([centres, np.full(count, edge)])
+def spread(rng: np.random.Generator, count: int = BLOCKS, edge: float = BLOCK_EDGE, region: Region = HOME) -> Float64:
+    """Tops [count, 3] of blocks that keep the rules of `region`."""
+    return np.column_stack([region.centres(rng, count), np.full(count, edge)])
 
 
 def rested(body: Body, draw: Callable[[], Float64]) -> tuple[Float64, Float64, Float64]:
@@ -239,7 +265,7 @@ def rested(body: Body, draw: Callable[[], Float64]) -> tuple[Float64, Float64, F
             continue
 
 
-def starts(rng: np.random.Generator, tops: Float64, boxes: Float64) -> Float64:
+def starts(rng: np.random.Generator, tops: Float64, boxes: Float64, region: Region = HOME) -> Float64:
     """Where each tool [hands, 3] begins: above the table, clear of the blocks and, of two, on its own side."""
     tools = np.zeros((len(boxes), 3))
     for hand, box in enumerate(boxes):
@@ -247,16 +273,18 @@ def starts(rng: np.random.Generator, tops: Float64, boxes: Float64) -> Float64:
         if len(boxes) == 2:
             low[1], high[1] = (APART, high[1]) if hand == 0 else (low[1], -APART)
         while True:
-            tools[hand] = rng.uniform(np.append(low, START_HEIGHT[0]), np.append(high, START_HEIGHT[1]))
+            tools[hand] = rng.uniform(np.append(low, region.height[0]), np.append(high, region.height[1]))
             if np.linalg.norm(tops - tools[hand], axis=-1).min() >= START_CLEARANCE:
                 break
     return tools
 
 
 def _poses(layout: Layout, tops: Float64) -> Float64:
-    """Mocap poses [N, ..., 4, 7] of blocks whose tops are at `tops` [N, ..., 4, 3]."""
+    """Mocap poses [N, ..., 4, 7] of blocks whose tops are at `tops` [N, ..., 4, 3], as high as a cube's whatever their
+    shape: geoms stand on what the cube's stood on."""
     extra = [1] * (tops.ndim - 3)
     n = len(tops)
     turn = kin.quaternion_from_vector(layout.yaw[..., None] * np.array([0.0, 0.0, 1.0])).reshape(n, *extra, 4, 4)
-    poses = np.concatenate([tops - [0.0, 0.0, BLOCK_EDGE / 2], np.broadcast_to(turn, (*tops.shape[:-1], 4))], -1)
+    middles = np.where(np.arange(3) == 2, BLOCK_EDGE / 2, tops)
+    poses = np.concatenate([middles, np.broadcast_to(turn, (*tops.shape[:-1], 4))], -1)
     return np.where(layout.present.reshape(n, *extra, 4, 1), poses, PARKED)

@@ -11,14 +11,14 @@ import numpy as np
 from envs.mujoco.bodies.base import Body
 from envs.mujoco.bodies.weld import DOWN
 from envs.mujoco.camera import frame_of, project
-from envs.mujoco.task import Drive, Float64, Now, Task, Things, View
+from envs.mujoco.task import Drive, Float64, Now, Start, Task, Things, View
+from envs.mujoco.tasks.region import GROUND, HOME, Region, scattered
+from envs.mujoco.variation import Shape
 from envs.mujoco.widowx import numbers
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 COLOURS = ("red", "green", "blue", "yellow")
 RGBA = {"red": "0.9 0.08 0.08 1", "green": "0.08 0.72 0.15 1", "blue": "0.1 0.2 0.95 1", "yellow": "0.98 0.85 0.05 1"}
-GROUND = np.array([[0.13, 0.37], [-0.16, 0.16]])
-"""[2, 2] metres: x and y in which the centres of things lie."""
 CAMERA = "ego"
 EYE, UP, FOVY = (0.935, 0.0, 0.921), (-0.7657, 0.0, 0.6431), 26.6
 """Camera position in metres, up direction, vertical field of view in degrees: 50 degrees above the horizon and opposite
@@ -28,10 +28,19 @@ more."""
 PARKED = np.array([0.0, 0.0, -1.0, 1.0, 0.0, 0.0, 0.0])
 """Pose of a mocap body that is out of the picture."""
 HAND_NAMES = {1: ("",), 2: ("left_", "right_")}
+LITTER = Shape("cylinder", (0.018, 0.018, 0.022))
+LITTER_APART = 0.085
+"""Metres between a distractor's centre and that of anything else: an open gripper fits between."""
+LITTER_BEYOND = 0.05
+"""Metres beyond the workspace to which distractors may stand."""
 
 
 class Tabletop(Task):
     """A body at the table; what lies on it is the subclass's."""
+
+    backdrop = ("table",)
+    litter = LITTER
+    region: Region = HOME
 
     def __init__(self, body: Body) -> None:
         """Stand `body` at the table."""
@@ -112,9 +121,26 @@ class Tabletop(Task):
         if self.body.eye_fovy:
             pose = now.readings[:, self.body.readings - 7 : self.body.readings]
             return project(pose[:, :3], frame_of(pose[:, 3:]), self.body.eye_fovy, points)
-        right, up = np.array([0.0, 1.0, 0.0]), np.array(UP) / np.linalg.norm(UP)
-        frame = np.stack([right, up, np.cross(right, up)])
-        return project(np.tile(EYE, (n, 1)), np.broadcast_to(frame, (n, 3, 3)), FOVY, points)
+        return project(np.tile(EYE, (n, 1)), np.broadcast_to(_frame(), (n, 3, 3)), FOVY, points)
+
+    def fixed_eye(self) -> tuple[str, Float64, Float64] | None:
+        """See `Variable.fixed_eye`."""
+        return None if self.body.eye_fovy else (CAMERA, np.array(EYE), _frame())
+
+    def staying(self, now: Now, last: Float64) -> Float64:
+        """See `Variable.staying`."""
+        return self.body.staying(now.readings, now.aim, last)
+
+    def occupied(self, start: Start) -> Float64:
+        """[M, 2] where things and tools are at first, metres."""
+        body = self.body
+        things = start.mocap[body.mocaps : len(start.mocap) - body.hands]
+        return things[things[:, 2] > PARKED[2], :2]
+
+    def strewn(self, start: Start, rng: np.random.Generator, count: int) -> Float64:
+        """See `Variable.strewn`."""
+        beyond = np.array([-LITTER_BEYOND, LITTER_BEYOND])
+        return scattered(rng, GROUND + beyond, self.occupied(start), LITTER_APART, count)
 
     def label(self, now: Now, tops: Float64, present: BoolArray, target: IntArray, hand: IntArray) -> Things:
         """Grounding of the four colours and of the acting `hand` [N]."""
@@ -158,3 +184,9 @@ class Tabletop(Task):
         joints = first + (3 * body.hands if body.hands > 1 else 0)
         readings[:, 8 * body.hands : 8 * body.hands + len(body.joints)] = state[:, joints : joints + len(body.joints)]
         return readings
+
+
+def _frame() -> Float64:
+    """Rows right, up, backward [3, 3] of the table's camera."""
+    right, up = np.array([0.0, 1.0, 0.0]), np.array(UP) / np.linalg.norm(UP)
+    return np.stack([right, up, np.cross(right, up)])
