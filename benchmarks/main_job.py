@@ -1,11 +1,12 @@
-"""The main job for several seeds, one after the other, into one table.
+"""A job for several seeds, one after the other, into one table.
 
-    python -m benchmarks.main_job --seeds 0 1 2 [--control]
+    python -m benchmarks.main_job --seeds 0 1 2 [--control] [--job everyone]
 
-Each seed is `rl-finetune train run.seed=N run.folder=runs/bench/seed-N`; with `--control` each also runs with learning
-rate 0 (configs/control.yaml) into runs/bench/control-N. Minutes are wall-clock time of the whole command: start, both
-evaluations and report included. A run is skipped where `main_job.json` already holds its result for the same settings,
-the same policy files and the same version of the code; a run folder without a result is removed and begun again.
+Each seed is `rl-finetune train run.seed=N run.folder=runs/bench/train-N`; with `--control` each also runs with learning
+rate 0 (configs/control.yaml) into runs/bench/control-N. `--job everyone` takes configs/everyone.yaml, the run of all
+bodies, and its control in their place. Minutes are wall-clock time of the whole command: start, both evaluations and
+report included. A run is skipped where the results already hold it for the same settings, the same policy files and the
+same version of the code; a run folder without a result is removed and begun again.
 """
 
 from __future__ import annotations
@@ -28,10 +29,12 @@ from rl_finetune.config import TrainConfig, dump, load
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = Path("runs/bench")
-RESULTS = ROOT / "benchmarks" / "results" / "main_job.json"
+RESULTS = ROOT / "benchmarks" / "results"
+JOBS = {"main_job": ("train", "control"), "everyone": ("everyone", "everyone-control")}
+"""Job, which names its results -> its configs: the run and its control."""
 HEADER = """\
-| run | seed | before [95 %] | after [95 %] | gain in points [95 %] | minutes | worst first ratio error |
-|---|---|---|---|---|---|---|
+| run | seed | world | before [95 %] | after [95 %] | gain in points [95 %] | minutes | worst first ratio error |
+|---|---|---|---|---|---|---|---|
 """
 
 Result = dict[str, Any]
@@ -42,14 +45,20 @@ class Plan:
     """One run to be had."""
 
     config: str
-    """Named config: `train` or `control`."""
+    """Named config, from `JOBS`."""
     seed: int
     """Seed of the run."""
 
     @property
     def folder(self) -> Path:
         """Where it goes, relative to the repository."""
-        return RUNS / f"{'seed' if self.config == 'train' else self.config}-{self.seed}"
+        return RUNS / f"{self.config}-{self.seed}"
+
+    @property
+    def results(self) -> Path:
+        """Where its result is kept."""
+        (job,) = (name for name, configs in JOBS.items() if self.config in configs)
+        return RESULTS / f"{job}.json"
 
     @property
     def overrides(self) -> list[str]:
@@ -63,20 +72,22 @@ class Plan:
 
 def main() -> int:
     """Run what is missing, collect, print the table; returns the exit code of the first run that failed, or 0."""
-    parser = argparse.ArgumentParser(description="the main job for several seeds")
+    parser = argparse.ArgumentParser(description="a job for several seeds")
+    parser.add_argument("--job", choices=JOBS, default="main_job", help="which (default main_job)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds (default 0 1 2)")
     parser.add_argument("--control", action="store_true", help="also run each seed with learning rate 0")
     args = parser.parse_args()
-    configs = ("train", "control") if args.control else ("train",)
-    for plan in (Plan(config, seed) for config in configs for seed in args.seeds):
-        known = stored()
+    configs = JOBS[args.job][: 2 if args.control else 1]
+    plans = [Plan(config, seed) for config in configs for seed in args.seeds]
+    for plan in plans:
+        known = stored(plan.results)
         if any(_same(plan, result) for result in known):
             print(f"{plan.folder}: result is there", flush=True)
             continue
         code = perform(plan, [r for r in known if (r["config"], r["seed"]) != (plan.config, plan.seed)])
         if code:
             return code
-    print(table(stored()), end="")
+    print(table(stored(plans[0].results)), end="")
     return 0
 
 
@@ -90,7 +101,7 @@ def perform(plan: Plan, others: list[Result]) -> int:
     if code == 0:
         minutes = (time.monotonic() - begun) / 60
         found = [*others, result(plan, key, minutes)]
-        write(sorted(found, key=lambda r: (r["config"] != "train", r["seed"])))
+        write(plan.results, sorted(found, key=lambda r: ("control" in r["config"], r["seed"])))
     return code
 
 
@@ -112,6 +123,7 @@ def result(plan: Plan, key: str, minutes: float) -> Result:
         "actors_lost": rows[-1]["actors_lost"],
         "worst_first_ratio_error": max(row["first_ratio_error"] for row in rows),
         **{name: evaluation[name] for name in ("episodes", "before", "after", "gain")},
+        "worlds": evaluation.get("worlds", {}),
     }
 
 
@@ -124,18 +136,18 @@ def fingerprint(plan: Plan) -> str:
     return digest.hexdigest()
 
 
-def stored() -> list[Result]:
+def stored(results: Path) -> list[Result]:
     """Results so far."""
-    found: list[Result] = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    found: list[Result] = json.loads(results.read_text())["runs"] if results.exists() else []
     return found
 
 
-def write(runs: list[Result]) -> None:
+def write(results: Path, runs: list[Result]) -> None:
     """Results as JSON and, beside it, as Markdown; each written beside and renamed."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    results.parent.mkdir(parents=True, exist_ok=True)
     for path, text in (
-        (RESULTS, json.dumps({"runs": runs}, indent=2) + "\n"),
-        (RESULTS.with_suffix(".md"), table(runs)),
+        (results, json.dumps({"runs": runs}, indent=2) + "\n"),
+        (results.with_suffix(".md"), table(runs)),
     ):
         beside = path.with_name(path.name + ".part")
         beside.write_text(text)
@@ -143,16 +155,22 @@ def write(runs: list[Result]) -> None:
 
 
 def table(runs: list[Result]) -> str:
-    """One line a run."""
-    return HEADER + "".join(_line(run) for run in runs)
+    """A line a run, and one for each of its worlds where it has several."""
+    return HEADER + "".join(_line(run, name, found) for run in runs for name, found in _judged(run).items())
 
 
-def _line(run: Result) -> str:
-    low, high = run["gain"]["interval"]
+def _judged(run: Result) -> dict[str, Result]:
+    """Evaluations of a run by name, the whole first."""
+    worlds = run.get("worlds", {})
+    return {"mean" if len(worlds) > 1 else "": run, **(worlds if len(worlds) > 1 else {})}
+
+
+def _line(run: Result, name: str, found: Result) -> str:
+    low, high = found["gain"]["interval"]
+    whole = f"{run['minutes']:.1f} | {run['worst_first_ratio_error']:.1e}" if found is run else " | "
     return (
-        f"| {run['config']} | {run['seed']} | {_share(run['before'])} | {_share(run['after'])} "
-        f"| {run['gain']['points']:+.1f} [{low:+.1f}, {high:+.1f}] "
-        f"| {run['minutes']:.1f} | {run['worst_first_ratio_error']:.1e} |\n"
+        f"| {run['config']} | {run['seed']} | {name} | {_share(found['before'])} | {_share(found['after'])} "
+        f"| {found['gain']['points']:+.1f} [{low:+.1f}, {high:+.1f}] | {whole} |\n"
     )
 
 
