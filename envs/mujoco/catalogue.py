@@ -21,6 +21,7 @@ from envs.mujoco.options import (
     WorldOptions,
 )
 from envs.mujoco.task import Task
+from envs.mujoco.tasks.insertion import Insertion
 from envs.mujoco.tasks.navigate import Navigate, NavigateOptions
 from envs.mujoco.tasks.objects import Objects
 from envs.mujoco.tasks.pick import Pick
@@ -107,6 +108,7 @@ WORLDS: dict[str, World] = {
     "franka_stack": _franka("franka_stack", Stack, 96),
     "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
     "aloha_transfer": _two_hands("aloha_transfer", Aloha, Transfer, 400),
+    "aloha_insertion": _two_hands("aloha_insertion", Aloha, Insertion, 400),
     "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
     "widowx_trace": World(TraceOptions, _widowx_trace),
     "rover_navigate": World(NavigateOptions, Navigate),

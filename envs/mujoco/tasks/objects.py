@@ -14,7 +14,7 @@ import numpy as np
 from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.base import Body
 from envs.mujoco.bodies.weld import DOWN, turned
-from envs.mujoco.task import Drive, Float64, Now
+from envs.mujoco.task import Drive, Float64, Now, Start
 from envs.mujoco.tasks.reach import PACE
 from envs.mujoco.tasks.tabletop import HAND_NAMES, Tabletop
 from envs.mujoco.widowx import numbers
@@ -116,7 +116,7 @@ class Objects(Tabletop):
     def sensors(self) -> str:
         """See `Tabletop.sensors`: position and orientation of every free body."""
         return "".join(
-            f'<framepos objtype="body" objname="{name}"/><framequat objtype="body" objname="{name}"/>'
+            f'<framepos objtype="xbody" objname="{name}"/><framequat objtype="xbody" objname="{name}"/>'
             for name in self.free
         )
 
@@ -127,6 +127,11 @@ class Objects(Tabletop):
         still = np.array([1.0, 0.0, 0.0, 0.0])
         where, how = np.where(present[:, None], places, parked), np.where(present[:, None], spin, still)
         return np.concatenate([where, how], -1).ravel()
+
+    def occupied(self, start: Start) -> Float64:
+        """See `Tabletop.occupied`: free things too."""
+        things = start.qpos[len(start.qpos) - 7 * len(self.free) :].reshape(-1, 7)
+        return np.concatenate([super().occupied(start), things[things[:, 2] > FALLEN, :2]])
 
     def scene(self, readings: Float64) -> Scene:
         """What `readings` [..., R] say."""
