@@ -13,6 +13,7 @@ from jobs import Job, numbers, rows
 
 from rl_finetune.config import TrainConfig, load
 from rl_finetune.policy.normalisation import Quantiles
+from rl_finetune.store import load_round
 
 SMALL = (
     "train", "--config", "smoke", "run.iterations=4", "run.checkpoint_every=2", "env.num_envs=8", "rollout.chunks=2",
@@ -87,3 +88,18 @@ def test_rounds_played_ahead_are_stale_by_the_lag_and_the_law_is_measured(start:
     assert settled.levels is not None and isinstance(settled.odds, list)
     assert found[0]["executed_std"] == pytest.approx(0.01, rel=0.5)
     assert "measured exploration: executed std 0.0" in job.log()
+
+
+def test_worlds_are_played_side_by_side_ahead_and_stored(start: Start) -> None:
+    mix = "env.mix=[{name: widowx_reach, options: {tolerance: 0.044}}, {name: widowx_reach, share: 3, chunks: 4}]"
+    job = start("mix", mix, "rollout.lag=1", "objective.name=decoupled_ppo", "rollout.store=true")
+    found = rows(job.folder)
+    worlds = ["world/widowx_reach", "world/widowx_reach#2"]
+    assert [[row[f"{world}/transitions"] for world in worlds] for row in found] == [[2 * 2, 6 * 4]] * 4
+    assert [row["staleness"] for row in found] == [0, 1, 1, 1]
+    stored = load_round(job.folder / "rollouts" / "000002.safetensors")
+    assert [t.world for t in stored] == ["widowx_reach", "widowx_reach#2"]
+    assert [t.keys.env.tolist() for t in stored] == [[0, 1], [2, 3, 4, 5, 6, 7]]
+    judged = json.loads((job.folder / "evaluation.json").read_text())
+    assert [world["episodes"] for world in judged["worlds"].values()] == [8, 8] and judged["episodes"] == 16
+    assert "widowx_reach + widowx_reach#2, seed 0" in job.log() and "mean of 2 worlds" in job.log()
