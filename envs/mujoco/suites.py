@@ -29,11 +29,23 @@ LITTER = tuple(f"distractor_{number}" for number in range(len(STRANGE)))
 """Bodies, and their geoms, that a model has only where distractors are asked for."""
 
 
-def axes(suite: Suite) -> tuple[Axis, ...]:
-    """The axes that a suite perturbs."""
+def axes(task: Task, suite: Suite) -> tuple[Axis, ...]:
+    """The axes that a suite perturbs; `all` are those that the task has.
+
+    Raises:
+        UserError: the task has nothing of an axis; names those that it has.
+    """
+    if suite == "none":
+        return ()
+    own = tuple(axis for axis in AXES if _has(task, axis))
     if suite == "all":
-        return AXES
-    return tuple(axis for axis in AXES if axis == suite)
+        return own
+    if suite not in own:
+        raise UserError(
+            f"{task.spec.name!r} cannot be perturbed by {suite!r}", got="nothing that it would change",
+            expected=f"one of {own}", do="choose one of these suites",
+        )  # fmt: skip
+    return (suite,)
 
 
 def drawing(key: EpisodeKey, axis: Axis) -> np.random.Generator:
@@ -70,21 +82,6 @@ def reworded(task: Variable, instruction: str, rng: np.random.Generator) -> str:
     named = re.findall("|".join(COLOURS), instruction)
     wording = task.wordings[rng.integers(len(task.wordings))]
     return wording.format(i=instruction, **dict(zip("cd", named, strict=False)))
-
-
-def check(task: Task, suite: Suite) -> None:
-    """Refuse a suite that would perturb nothing.
-
-    Raises:
-        UserError: the task has nothing of an axis; names those that it has.
-    """
-    missing = [axis for axis in axes(suite) if not _has(task, axis)]
-    if missing:
-        raise UserError(
-            f"{task.spec.name!r} cannot be perturbed by {suite!r}",
-            got=f"no {' and no '.join(missing)} to change", expected=f"one of {[a for a in AXES if _has(task, a)]}",
-            do="choose one of these suites",
-        )  # fmt: skip
 
 
 def rgb(values: Float64) -> Rgb:

@@ -61,7 +61,7 @@ class Variation:
     """All that is varied in one episode; the default varies nothing."""
 
     colours: Mapping[str, Rgb] = field(default_factory=dict)
-    """Geom -> colour."""
+    """Geom, or body of several -> colour."""
     tint: tuple[float, float, float, float] | None = None
     """Colour that is mixed into the robot's own, and its share."""
     shapes: Mapping[str, Shape] = field(default_factory=dict)
@@ -88,8 +88,8 @@ class Variable:
     """What a task says about itself so that it can be varied. Every answer has a default: nothing can be."""
 
     coloured: Mapping[str, tuple[Shape, ...]] = {}
-    """Geoms of the things that instructions call by a colour (which is in the geom's name), and the other shapes that
-    each may have."""
+    """Geoms, or bodies of several, that instructions call by a colour (with which their names begin), and the other
+    shapes that each may have."""
     backdrop: tuple[str, ...] = ()
     """Geoms that are neither the robot nor a thing: table, floor, walls."""
     wordings: tuple[str, ...] = FALLBACK

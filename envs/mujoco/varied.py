@@ -44,10 +44,9 @@ class Wish:
     @property
     def needs(self) -> frozenset[Property]:
         """What an engine must be able to vary."""
-        axes = suites.axes(self.suite)
         asked: dict[Property, bool] = {
-            "looks": bool({"colour", "background", "lighting"} & {*axes}) or "visual" in self.kinds,
-            "shapes": "instance" in axes,
+            "looks": self.suite in ("colour", "background", "lighting", "all") or "visual" in self.kinds,
+            "shapes": self.suite in ("instance", "all"),
             "dynamics": bool({"mass", "friction"} & {*self.kinds}),
         }
         return frozenset(name for name, is_asked in asked.items() if is_asked)
@@ -62,12 +61,11 @@ class Varied(Task):
         Raises:
             UserError: the task has nothing that could be varied in this way.
         """
-        suites.check(inner, wish.suite)
         randomisation.check(inner, wish.kinds, wish.strength)
         self.inner, self.wish = inner, wish
         self.spec, self.views, self.memory, self.measured = inner.spec, inner.views, inner.memory, inner.measured
         self.timestep, self.substeps = inner.timestep, inner.substeps
-        self._axes, self._action = suites.axes(wish.suite), inner.spec.embodiment.action
+        self._axes, self._action = suites.axes(inner, wish.suite), inner.spec.embodiment.action
         self._far = inner.elsewhere() if "position" in self._axes else None
         self._litter = suites.LITTER if "distractors" in self._axes else ()
         self._last = self._action.channels if "latency" in wish.kinds else 0

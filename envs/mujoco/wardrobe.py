@@ -59,7 +59,7 @@ class Wardrobe:
             share, own = variation.tint[3], model.geom_rgba[self._robot, :3]
             model.geom_rgba[self._robot, :3] = (1 - share) * own + share * np.array(variation.tint[:3])
         for geom, colour in variation.colours.items():
-            model.geom_rgba[model.geom(geom).id, :3] = colour
+            model.geom_rgba[_geoms(model, geom), :3] = colour
 
     def _reshape(self, model: mujoco.MjModel, name: str, shape: Shape) -> None:
         """Take over what MuJoCo's compiler makes of the shape: bounds and inertia too."""
@@ -89,6 +89,12 @@ def _robot_geoms(model: mujoco.MjModel) -> np.ndarray:
     free = np.isin(root, _free_bodies(model))
     robot: np.ndarray = (root != 0) & (model.body_mocapid[root] < 0) & ~free
     return robot
+
+
+def _geoms(model: mujoco.MjModel, name: str) -> np.ndarray:
+    """Numbers of the geom of that name, or of all geoms of the body of that name."""
+    geom = mujoco.mj_name2id(model, mujoco.mjtObj.mjOBJ_GEOM, name)
+    return np.array([geom]) if geom >= 0 else np.flatnonzero(model.geom_bodyid == model.body(name).id)
 
 
 def _free_bodies(model: mujoco.MjModel) -> np.ndarray:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
@@ -11,13 +14,16 @@ from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Path, Start, Thin
 from envs.mujoco.tasks.grasping import AIMED, UP, Hand, approach
 from envs.mujoco.tasks.objects import FALLEN, ROOM, Objects, Scene, box, lasting, square_yaw
 from envs.mujoco.tasks.plans import Corner, play
-from envs.mujoco.tasks.reach import hand_for, spread, starts
+from envs.mujoco.tasks.reach import RIMWARD, hand_for, spread, starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
+from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 EDGE = 0.04
 """Metres: of every block."""
+SHAPES = (Shape("cylinder", (0.02, 0.02, 0.02)), Shape("box", (0.028, 0.02, 0.02)))
+"""Of the same height, and as wide between fingers."""
 LIFTED = 0.05
 """Metres between the table and the lowest corner of a block that counts as lifted."""
 HOLD = 0.4
@@ -100,6 +106,7 @@ class Known:
 class Blocks(Objects):
     """Cubes of 4 cm in four colours."""
 
+    coloured: Mapping[str, tuple[Shape, ...]] = dict.fromkeys(COLOURS, SHAPES)
     free = COLOURS
     half = np.full((4, 3), EDGE / 2)
     wide = np.full(4, EDGE)
@@ -124,6 +131,12 @@ class Blocks(Objects):
     def good(self, roles: Roles, scene: Scene) -> BoolArray:
         """[N, H] whether the scene [N, H, ...] is what was asked for."""
         raise NotImplementedError
+
+    def elsewhere(self) -> Self:
+        """See `Variable.elsewhere`."""
+        other = copy.copy(self)
+        other.region = RIMWARD
+        return other
 
     def shape(self, name: str) -> str:
         """See `Objects.shape`."""

@@ -5,6 +5,7 @@ Stopping is commanded, not only suffered: a base that is held up by a box, or pa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,8 +17,10 @@ from envs.mujoco.camera import OUTSIDE, project
 from envs.mujoco.options import WorldOptions, one_of, within
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
 from envs.mujoco.tasks import pilot, rooms
+from envs.mujoco.tasks.region import scattered
 from envs.mujoco.tasks.tabletop import COLOURS
 from envs.mujoco.tasks.ways import FAR, shortest, through
+from envs.mujoco.variation import Shape
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
 
@@ -34,6 +37,14 @@ STOP = 3
 """Control steps in a row that make a stop."""
 LOOK_AHEAD = 0.5
 """Metres before the base at which its own point lies on the floor, where its camera sees it."""
+ASIDE, BESIDE_WALL, ALONG = 0.6, 0.25, 40
+"""Metres of a distractor's middle from ways, boxes and outer walls; points of a way's leg that are looked at."""
+SHAPES = (
+    Shape("cylinder", (0.175, 0.175, 0.175)), Shape("sphere", (0.175, 0.175, 0.175)), Shape("box", (0.2, 0.2, 0.11)),
+    Shape("box", (0.12, 0.12, 0.3)),
+)  # fmt: skip
+WORDINGS = ("find the crate that is {c} and wait beside it", "{c} is your destination: park there",
+            "roll up to whatever is {c} and halt")  # fmt: skip
 TRAVELLED, CAME_NEAR, STOOD = range(3)
 """What the judge remembers: metres driven, whether the base was ever within the tolerance, still steps in a row."""
 
@@ -79,9 +90,14 @@ class Navigate(Task):
     views = (View(rover.CAMERA, rover.CAMERA),)
     memory = 3
     measured = ("oracle_success", "spl", "distance")
+    coloured: Mapping[str, tuple[Shape, ...]] = dict.fromkeys(COLOURS, SHAPES)
+    wordings = WORDINGS
+    litter = Shape("cylinder", (0.1, 0.1, 0.2))
+    along_walls = False
 
     def __init__(self, options: NavigateOptions) -> None:
         self.options, self.spec = options, spec(options)
+        self.backdrop = ("floor", "west", "east", "south", "north", *rooms.inner_walls(options.rooms))
 
     def mjcf(self) -> str:
         """See `Task.mjcf`."""
@@ -89,9 +105,33 @@ class Navigate(Task):
 
     def begin(self, key: EpisodeKey) -> Start:
         """See `Task.begin`."""
-        scene = rooms.draw_scene(key, self.options.rooms, self.options.visible_start and self.options.rooms == 1)
+        visible = self.options.visible_start and self.options.rooms == 1
+        scene = rooms.draw_scene(key, self.options.rooms, visible, along_walls=self.along_walls)
         facts = np.array([scene.target, scene.way - self.options.tolerance, *scene.doors])
         return Start(scene.start, rooms.mocaps(scene), scene.start, facts, scene.instruction)
+
+    def elsewhere(self) -> Navigate:
+        """See `Variable.elsewhere`."""
+        other = copy.copy(self)
+        other.along_walls = True
+        return other
+
+    def staying(self, now: Now, last: Float64) -> Float64:
+        """See `Variable.staying`."""
+        return np.zeros_like(last)
+
+    def strewn(self, start: Start, rng: np.random.Generator, count: int) -> Float64:
+        """See `Variable.strewn`: beside the shortest way, so that the box that is meant stays in sight too."""
+        target, doors = start.facts[:1].astype(np.int64), start.facts[None, 2:]
+        present = start.mocap[1:5, 2] > 0
+        boxes = np.where(present[:, None], start.mocap[1:5, :2], FAR)
+        around = rooms.ground(self.options.rooms, doors, boxes[None], target)
+        _, way = shortest(start.qpos[None, :2], boxes[target], around)
+        corners = np.concatenate([start.qpos[None, :2], way[0]])
+        line = corners[:-1, None] + np.diff(corners, axis=0)[:, None] * np.linspace(0, 1, ALONG)[:, None]
+        half = np.array([self.options.rooms, 1.0]) * rooms.ROOM / 2 - BESIDE_WALL
+        others = np.concatenate([line.reshape(-1, 2), boxes[present]])
+        return scattered(rng, np.stack([-half, half], -1), others, ASIDE, count)
 
     def drive(self, now: Now, actions: Float64) -> Drive:
         """See `Task.drive`; the actions are waypoints in the base's frame at the first frame."""

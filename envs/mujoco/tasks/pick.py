@@ -21,6 +21,8 @@ RAISED = LIFTED + EDGE / 2 + 0.03
 class Pick(Blocks):
     """One block of three is named."""
 
+    wordings = ("get the {c} cube off the table", "the {c} one has to go up in the air", "hoist what is {c}")
+
     def tasks(self) -> tuple[str, ...]:
         """See `Objects.tasks`."""
         return tuple(phrase.format(c=colour) for colour in COLOURS for phrase in PHRASES)

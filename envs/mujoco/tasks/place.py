@@ -10,6 +10,7 @@ from envs.mujoco.tasks.grasping import AIMED, UP, either
 from envs.mujoco.tasks.objects import RELEASE, Scene, box
 from envs.mujoco.tasks.plans import Corner
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
+from envs.mujoco.variation import Shape
 from rl_finetune.types import BoolArray, IntArray
 
 PLATE = np.array([0.04, 0.04, 0.004])
@@ -95,6 +96,10 @@ class Place(Blocks):
 class PutOn(Place):
     """Two blocks and two plates, all of different colours."""
 
+    coloured = dict(Blocks.coloured) | {
+        f"{colour}_plate": (Shape("cylinder", (PLATE[0], PLATE[1], PLATE[2])),) for colour in COLOURS
+    }
+    wordings = ("{c} belongs on the dish that is {d}: bring it there", "drop off the {c} cube at the {d} dish")
     plate_top = 2 * PLATE[2]
     phrases = ("put the {c} block on the {d} plate", "place the {c} block onto the {d} plate",
                "move the {c} block to the {d} plate")  # fmt: skip
@@ -131,6 +136,7 @@ class PutOn(Place):
 class Stack(Place):
     """Three blocks of different colours."""
 
+    wordings = ("make a tower, {c} above {d}", "let the {c} cube rest upon the one that is {d}")
     phrases = ("stack the {c} block on the {d} block", "put the {c} block on top of the {d} block",
                "set the {c} block down on the {d} block")  # fmt: skip
 

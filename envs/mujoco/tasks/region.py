@@ -31,24 +31,29 @@ class Region:
     def centres(self, rng: np.random.Generator, count: int) -> Float64:
         """[count, 2] of things; a set that breaks a rule is drawn again whole."""
         while True:
-            centres = self._rim(rng, count) if self.beyond else rng.uniform(GROUND[:, 0], GROUND[:, 1], (count, 2))
+            centres = (
+                rim(rng, GROUND, self.beyond, count)
+                if self.beyond
+                else rng.uniform(GROUND[:, 0], GROUND[:, 1], (count, 2))
+            )
             apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)[np.triu_indices(count, 1)]
             if self.spacing[0] <= apart.min(initial=np.inf) <= self.spacing[1]:
                 return centres
 
-    def _rim(self, rng: np.random.Generator, count: int) -> Float64:
-        """[count, 2] places in the frame around `GROUND`: first along it as a line, then across."""
-        (left, right), (near, far) = GROUND
-        corners = np.array([(left, near), (right, near), (right, far), (left, far), (left, near)])
-        lengths = np.linalg.norm(np.diff(corners, axis=0), axis=-1)
-        along = rng.uniform(0, lengths.sum(), count)
-        knots = np.concatenate([[0.0], np.cumsum(lengths)])
-        edge = np.stack([np.interp(along, knots, corners[:, axis]) for axis in range(2)], -1)
-        outwards = np.sign(edge - GROUND.mean(1)) * np.isclose(np.abs(edge - GROUND.mean(1)), np.diff(GROUND)[:, 0] / 2)
-        return edge + outwards * rng.uniform(0, self.beyond, (count, 1))
-
 
 HOME = Region()
+
+
+def rim(rng: np.random.Generator, ground: Float64, width: float, count: int) -> Float64:
+    """[count, 2] places in the frame of `width` metres around `ground` [2, 2]: somewhere along it, then outwards."""
+    sides = np.repeat(np.diff(ground)[:, 0], 2)
+    side = rng.choice(4, count, p=sides / sides.sum())
+    along, out = rng.random(count), rng.uniform(0, width, count)
+    places, rows, axis = np.empty((count, 2)), np.arange(count), side // 2
+    places[rows, axis] = ground[axis, 0] + along * np.diff(ground)[axis, 0]
+    low = side % 2 == 0
+    places[rows, 1 - axis] = np.where(low, ground[1 - axis, 0] - out, ground[1 - axis, 1] + out)
+    return places
 
 
 def scattered(rng: np.random.Generator, ground: Float64, others: Float64, apart: float, count: int) -> Float64:

@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.mujoco.bodies import rover
 from envs.mujoco.task import EpisodeKey, Float64
+from envs.mujoco.tasks.region import rim
 from envs.mujoco.tasks.tabletop import COLOURS, RGBA
 from envs.mujoco.tasks.ways import FAR, Ground, shortest
 from rl_finetune.keys import Stream, generator
@@ -32,6 +33,8 @@ START_CLEARANCE = 1.0
 """Metres from the start to any box's centre."""
 GLANCE = 0.5
 """Radians off the heading at which a visible target may stand."""
+NEARER = 0.1
+"""Metres by which boxes may stand nearer to outer walls where training never puts them."""
 PHRASES = ("go to the {c} box, then stop", "drive to the {c} box and stop there", "stop next to the {c} box")
 BURIED = np.array([0.0, 0.0, -2.0])
 
@@ -69,8 +72,9 @@ def ground(rooms: int, doors: Float64, boxes: Float64, target: np.ndarray) -> Gr
     return Ground(np.array([rooms, 1.0]) * ROOM / 2, planes(rooms), doors, around)
 
 
-def draw_scene(key: EpisodeKey, rooms: int, visible: bool) -> Scene:
-    """The scene of one episode: a pure function of its key. With `visible` the target is in the picture at first."""
+def draw_scene(key: EpisodeKey, rooms: int, visible: bool, *, along_walls: bool = False) -> Scene:
+    """The scene of one episode: a pure function of its key. With `visible` the target is in the picture at first; with
+    `along_walls` the boxes stand nearer to the outer walls than they otherwise ever do."""
     rng = generator(key.seed, Stream.SCENE, key.scene, key.episode)
     colours = rng.permutation(len(COLOURS))[:BOXES]
     target = int(colours[rng.integers(BOXES)])
@@ -80,7 +84,7 @@ def draw_scene(key: EpisodeKey, rooms: int, visible: bool) -> Scene:
     boxes = np.full((len(COLOURS), 2), FAR)
     while True:  # a layout that breaks a rule is drawn again whole
         doors = rng.uniform(-DOORS_AT, DOORS_AT, rooms - 1)
-        boxes[colours] = _places(rng, BOXES, rooms, BESIDE_WALL)
+        boxes[colours] = _along_walls(rng, rooms) if along_walls else _places(rng, BOXES, rooms, BESIDE_WALL)
         start = _places(rng, 1, rooms, BESIDE_WALL)
         turn = rng.uniform(-1, 1)
         if not _spread(boxes[colours], start, rooms):
@@ -98,6 +102,11 @@ def draw_scene(key: EpisodeKey, rooms: int, visible: bool) -> Scene:
 def _places(rng: np.random.Generator, count: int, rooms: int, margin: float) -> Float64:
     half = np.array([rooms, 1.0]) * ROOM / 2 - margin
     return rng.uniform(-half, half, (count, 2))
+
+
+def _along_walls(rng: np.random.Generator, rooms: int) -> Float64:
+    half = np.array([rooms, 1.0]) * ROOM / 2 - BESIDE_WALL
+    return rim(rng, np.stack([-half, half], -1), NEARER, BOXES)
 
 
 def _spread(boxes: Float64, start: Float64, rooms: int) -> bool:
@@ -125,6 +134,11 @@ def mocaps(scene: Scene) -> Float64:
     return poses
 
 
+def inner_walls(rooms: int) -> tuple[str, ...]:
+    """Names of the walls between rooms, two for each doorway."""
+    return tuple(f"wall_{number}" for number in range(2 * (rooms - 1)))
+
+
 def upright(angle: Float64) -> Float64:
     """Quaternions [..., 4] of rotations about the vertical by `angle` [...] radians."""
     none = np.zeros_like(angle)
@@ -135,9 +149,7 @@ def rooms_xml(rooms: int) -> str:
     """MJCF of the world."""
     boxes = "".join(_mocap(colour, (BOX / 2, BOX / 2, BOX / 2), RGBA[colour]) for colour in COLOURS)
     # As long as the room is wide, whatever is left of the doorway: what is too much sticks out where nobody sees it.
-    inner = "".join(
-        _mocap(f"wall_{number}", (WALL / 2, ROOM / 2, TALL / 2), "0.8 0.78 0.72 1") for number in range(2 * (rooms - 1))
-    )
+    inner = "".join(_mocap(name, (WALL / 2, ROOM / 2, TALL / 2), "0.8 0.78 0.72 1") for name in inner_walls(rooms))
     length, width = rooms * ROOM / 2, ROOM / 2
     return f"""
 <mujoco model="rover_navigate">

@@ -40,6 +40,7 @@ class Tabletop(Task):
 
     backdrop = ("table",)
     litter = LITTER
+    litter_apart = LITTER_APART
     region: Region = HOME
 
     def __init__(self, body: Body) -> None:
@@ -140,7 +141,7 @@ class Tabletop(Task):
     def strewn(self, start: Start, rng: np.random.Generator, count: int) -> Float64:
         """See `Variable.strewn`."""
         beyond = np.array([-LITTER_BEYOND, LITTER_BEYOND])
-        return scattered(rng, GROUND + beyond, self.occupied(start), LITTER_APART, count)
+        return scattered(rng, GROUND + beyond, self.occupied(start), self.litter_apart, count)
 
     def label(self, now: Now, tops: Float64, present: BoolArray, target: IntArray, hand: IntArray) -> Things:
         """Grounding of the four colours and of the acting `hand` [N]."""

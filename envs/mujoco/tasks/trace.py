@@ -7,7 +7,9 @@ the picture, in equal steps; an answer is scored by its average and its final di
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from envs.mujoco.bodies.base import Body
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things
 from envs.mujoco.tasks.reach import Layout, Reach
 from envs.mujoco.tasks.tabletop import COLOURS
+from envs.mujoco.variation import Shape
 from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
 
@@ -35,6 +38,8 @@ class Trace(Task):
 
     memory = 2
     measured = ("ade", "fde")
+    backdrop, litter = Reach.backdrop, Reach.litter
+    wordings = ("sketch a line that ends at the {c} cube", "mark where a hand would travel if it wanted what is {c}")
 
     def __init__(self, body: Body, name: str, *, image_size: int, tolerance: float) -> None:
         """Describe the task.
@@ -46,7 +51,7 @@ class Trace(Task):
             tolerance: picture widths; ADE and FDE within it are a success.
         """
         self._scene = Reach(body, name, image_size=image_size, tolerance=0.03, time_limit=HORIZON)
-        self.tolerance = tolerance
+        self.tolerance, self.coloured = tolerance, self._scene.coloured
         self.timestep, self.substeps, self.views = self._scene.timestep, 1, self._scene.views
         self.spec = EnvSpec(
             name=name, embodiment=TRACER, image_size=image_size, time_limit=HORIZON,
@@ -67,6 +72,20 @@ class Trace(Task):
         words = PHRASES[(key.scene + key.episode) % len(PHRASES)].format(c=COLOURS[target])
         pen = np.array([0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0])
         return Start(start.qpos, np.concatenate([start.mocap, pen[None]]), start.aim, start.facts, words)
+
+    def elsewhere(self) -> Trace:
+        """See `Variable.elsewhere`."""
+        other = copy.copy(self)
+        other._scene = self._scene.elsewhere()
+        return other
+
+    def reshaped(self, start: Start, shapes: Mapping[str, Shape]) -> Start:
+        """See `Variable.reshaped`."""
+        return self._scene.reshaped(start, shapes)
+
+    def strewn(self, start: Start, rng: np.random.Generator, count: int) -> Float64:
+        """See `Variable.strewn`."""
+        return self._scene.strewn(replace(start, mocap=start.mocap[:-1]), rng, count)
 
     def drive(self, now: Now, actions: Float64) -> Drive:
         """See `Task.drive`: only the pen moves."""

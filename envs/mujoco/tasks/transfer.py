@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Start, Things
@@ -12,14 +14,15 @@ from envs.mujoco.tasks.plans import Corner
 from envs.mujoco.tasks.reach import starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
 from envs.mujoco.tasks.twohands import LIGHT, TwoHands, across, choose
+from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 BAR = np.array([0.06, 0.02, 0.02])
 """Half sizes in metres."""
+SHAPES = (Shape("box", (0.07, 0.02, 0.02)), Shape("box", (0.053, 0.02, 0.02)))
+"""Longer and shorter bars."""
 WIDE = 0.04
-MIDDLES = np.array([[0.21, 0.29], [0.06, 0.12]])
-"""[2, 2] metres: x, and y to either side, of the bars' middles."""
 YAW = 0.3
 """Radians by which they are turned at most."""
 END = 0.035
@@ -42,6 +45,8 @@ PHRASES = ("hand over the {c} bar", "pass the {c} bar to the other hand", "give 
 class Transfer(TwoHands):
     """Two bars of different colours, one on each side; one is named. The judge remembers whether it left the table."""
 
+    coloured: Mapping[str, tuple[Shape, ...]] = dict.fromkeys(COLOURS, SHAPES)
+    wordings = ("the {c} rod shall change hands", "let the gripper that is empty end up with what is {c}")
     free = COLOURS
     half = np.tile(BAR, (4, 1))
     wide = np.full(4, WIDE)
@@ -64,9 +69,9 @@ class Transfer(TwoHands):
         rng = generator(key.seed, Stream.SCENE, key.scene, key.episode)
         colours, giver = rng.permutation(4)[:2], int(rng.integers(2))
         places, yaw = np.zeros((4, 3)), np.zeros(4)
-        spots = rng.uniform(MIDDLES[:, 0], MIDDLES[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
+        spots = rng.uniform(self.middles[:, 0], self.middles[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
         places[colours], yaw[colours] = np.column_stack([spots, np.full(2, BAR[2])]), rng.uniform(-YAW, YAW, 2)
-        tools = starts(rng, places[colours], self.body.boxes)
+        tools = starts(rng, places[colours], self.body.boxes, self.region)
         qpos, aim, own = self.body.rest(tools)
         things = self.laid(places, yaw, np.isin(np.arange(4), colours))
         mocap = np.concatenate([own.reshape(-1, 7), np.tile(PARKED, (2, 1))])

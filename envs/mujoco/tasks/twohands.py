@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
+from typing import Self
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from envs.mujoco.task import Float64, Now, Path
 from envs.mujoco.tasks.grasping import Hand, either
 from envs.mujoco.tasks.objects import ROOM, Objects, Scene, wrap
 from envs.mujoco.tasks.plans import Corner, Motion, play
+from envs.mujoco.tasks.reach import RIMWARD
 from envs.mujoco.tasks.tabletop import COLOURS
 from rl_finetune.types import BoolArray, FloatArray
 
@@ -18,6 +21,8 @@ LIGHT = (
     'contype="3" conaffinity="3" condim="4" friction="1.5 0.05 0.0001" density="200" solref="0.02 1" '
     'solimp="0.98 0.999 0.001" priority="1"'
 )
+MIDDLES, FARTHER = np.array([[0.21, 0.29], [0.06, 0.12]]), np.array([[0.295, 0.32], [0.07, 0.13]])
+"""[2, 2] metres: x, and y to either side, of the things' middles in training, and where it never puts them."""
 BESIDE = 0.02
 """Metres between a thing's axis and a tool that may be holding it."""
 BEYOND = 0.01
@@ -26,6 +31,15 @@ BEYOND = 0.01
 
 class TwoHands(Objects):
     """Two hands, and things that lie along the table's x axis, so that fingers close across them."""
+
+    litter_apart = 0.12
+    middles = MIDDLES
+
+    def elsewhere(self) -> Self:
+        """See `Variable.elsewhere`: things lie farther out, starts are lower."""
+        other = copy.copy(self)
+        other.middles, other.region = FARTHER, RIMWARD
+        return other
 
     def along(self, scene: Scene) -> Float64:
         """[..., F, hands, 3] where the tools are, in the frame of each thing."""
