@@ -111,6 +111,7 @@ WORLDS: dict[str, World] = {
     "aloha_insertion": _two_hands("aloha_insertion", Aloha, Insertion, 400),
     "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
     "widowx_trace": World(TraceOptions, _widowx_trace),
+    "gr1_transfer": _two_hands("gr1_transfer", UpperBody, Transfer, 160),
     "rover_navigate": World(NavigateOptions, Navigate),
 }
 """Name -> world. A new one is a line here."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Start, Things
@@ -12,6 +14,7 @@ from envs.mujoco.tasks.plans import Corner
 from envs.mujoco.tasks.reach import starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
 from envs.mujoco.tasks.twohands import LIGHT, TwoHands, across
+from envs.mujoco.variation import Shape
 from envs.mujoco.widowx import numbers
 from rl_finetune.keys import Stream, generator
 from rl_finetune.types import BoolArray, FloatArray
@@ -20,14 +23,13 @@ PEG, SOCKET = np.array([0.055, 0.02, 0.02]), np.array([0.055, 0.034, 0.034])
 """Half sizes in metres, of the socket's outside."""
 WALL = 0.004
 """Half the thickness of the socket's walls, metres: 6 mm remain on each side of the peg."""
-MIDDLES = np.array([[0.21, 0.29], [0.06, 0.12]])
-"""[2, 2] metres: x, and y to either side, of their middles."""
 YAW = 0.3
 """Radians by which they are turned at most."""
 END = 0.03
 """Metres from its middle at which each is held, at the end that is not needed."""
 MEETING = np.array([0.2525, 0.0, 0.14])
 """Metres: what the two meet around."""
+AHEAD = np.array([1.0, 0.0, 0.0])
 APART = 0.068
 """Metres of each middle from there, before: the peg's tip is then 26 mm outside the socket."""
 INSIDE = 0.03
@@ -35,9 +37,9 @@ INSIDE = 0.03
 INTO = 0.045
 """And what the expert brings in."""
 READY = 0.012
-"""Metres from its place along the axis at which each is ready, and radians times a tenth of a metre."""
-TRUE = 0.004
-"""Metres beside the axis within which the peg may enter."""
+"""Metres that they may be farther apart than that."""
+TRUE, STRAIGHT = 0.004, 0.05
+"""Metres beside the axis, and radians, within which the peg may enter."""
 HOLD = 0.2
 """Seconds for which success must last."""
 HELD = 0.035
@@ -51,6 +53,8 @@ PHRASES = ("insert the red peg into the blue socket", "put the red peg into the 
 class Insertion(TwoHands):
     """A red peg on the left, a blue socket on the right."""
 
+    coloured: Mapping[str, tuple[Shape, ...]] = {"red": (), "blue": ()}
+    wordings = ("join the {c} rod and the {d} tube", "{c} shall end up inside {d}")
     free = ("red", "blue")
     half = np.stack([PEG, SOCKET])
     wide = 2 * half[:, 1]
@@ -61,7 +65,8 @@ class Insertion(TwoHands):
 
     def own_names(self) -> tuple[str, ...]:
         """See `Objects.own_names`."""
-        return (*self.hand_names(), *(f"{thing}_{each}" for thing in ("peg", "socket") for each in ("x", "y", "z", "yaw")))
+        things = (f"{thing}_{each}" for thing in ("peg", "socket") for each in ("x", "y", "z", "yaw"))
+        return (*self.hand_names(), *things)
 
     def shape(self, name: str) -> str:
         """See `Objects.shape`: a box, or four walls."""
@@ -78,9 +83,9 @@ class Insertion(TwoHands):
     def begin(self, key: EpisodeKey) -> Start:
         """See `Task.begin`."""
         rng = generator(key.seed, Stream.SCENE, key.scene, key.episode)
-        spots = rng.uniform(MIDDLES[:, 0], MIDDLES[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
+        spots = rng.uniform(self.middles[:, 0], self.middles[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
         places, yaw = np.column_stack([spots, self.half[:, 2]]), rng.uniform(-YAW, YAW, 2)
-        qpos, aim, own = self.body.rest(starts(rng, places, self.body.boxes))
+        qpos, aim, own = self.body.rest(starts(rng, places, self.body.boxes, self.region))
         mocap = np.concatenate([own.reshape(-1, 7), np.tile(PARKED, (2, 1))])
         things = self.laid(places, yaw, np.ones(2, bool))
         return Start(np.concatenate([qpos, things]), mocap, aim, np.zeros(1), PHRASES[rng.integers(len(PHRASES))])
@@ -115,12 +120,13 @@ class Insertion(TwoHands):
         ends = np.stack([places[:, 0] - across(turns[:, 0], END), places[:, 1] + across(turns[:, 1], END)], 1)
         faced = _faced(places, turns)
         holds = [_holds(hand, ends[:, row], self.wide[row]) for row, hand in enumerate(hands)]
-        near = np.where((faced & holds[0] & holds[1])[:, None], _pushed(places), MEETING + APART * np.array([1.0, 0, 0]))
-        goals = [MEETING - (near - MEETING), near]
+        half = np.where(faced & holds[0] & holds[1], (PEG[0] + SOCKET[0] - INTO) / 2, APART)[:, None]
+        goals = [MEETING - half * AHEAD, MEETING + half * AHEAD]
         plans = []
         for row, hand in enumerate(hands):
-            bring = _bring(hand, places[:, row], turns[:, row], goals[row], ends[:, row])
-            plans.append(either(holds[row], bring, approach(hand, ends[:, row] + offset, turns[:, row], self.wide[row])))
+            bring = _bring(hand, places[:, row], turns[:, row], goals[row])
+            fetch = approach(hand, ends[:, row] + offset, turns[:, row], self.wide[row])
+            plans.append(either(holds[row], bring, fetch))
         return plans[0], plans[1]
 
 
@@ -141,24 +147,15 @@ def _holds(hand: Hand, end: Float64, wide: float) -> BoolArray:
 def _faced(places: Float64, turns: Float64) -> BoolArray:
     """[N] whether peg and socket lie on one line, or have begun to slide into one another."""
     apart = places[:, 1] - places[:, 0]
-    straight = np.abs(turns).max(-1) <= 0.05
+    straight = np.abs(turns).max(-1) <= STRAIGHT
     return straight & (np.abs(apart[:, 1:]).max(-1) <= TRUE) & (apart[:, 0] <= 2 * APART + READY)
 
 
-def _pushed(places: Float64) -> Float64:
-    """[N, 3] where the socket's middle goes to, so that the peg is in as deep as the expert brings it."""
-    n = len(places)
-    return MEETING + np.column_stack([np.full(n, (PEG[0] + SOCKET[0] - INTO) / 2), np.zeros(n), np.zeros(n)])
-
-
-def _bring(hand: Hand, place: Float64, turn: Float64, goal: Float64, end: Float64) -> list[Corner]:
+def _bring(hand: Hand, place: Float64, turn: Float64, goal: Float64) -> list[Corner]:
     """Raise the thing at `place` [N, 3] and bring it to `goal` [N, 3], straightened."""
     none = np.zeros(len(turn))
-    held = hand.tool - place
-    back = across(-turn, 1.0)
-    straight = np.column_stack(
-        [back[:, 0] * held[:, 0] - back[:, 1] * held[:, 1], back[:, 1] * held[:, 0] + back[:, 0] * held[:, 1], held[:, 2]]
-    )
+    held, c, s = hand.tool - place, np.cos(turn), np.sin(turn)
+    straight = np.stack([c * held[:, 0] + s * held[:, 1], c * held[:, 1] - s * held[:, 0], held[:, 2]], -1)
     there = goal + straight
     low = place[:, 2] < LIFTED + 0.02
     raised = np.where(low[:, None], hand.tool * [1.0, 1.0, 0.0] + UP * there[:, 2:], hand.tool)
