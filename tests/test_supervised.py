@@ -151,7 +151,9 @@ def test_a_stage_trains_its_part_and_learns(data: SupervisedData, train: str, pa
     policy, head, lines = tiny_policy(awake=False), GroundingHead(128, 5), []
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     stage = StageSection(name="s", train=train, steps=12, batch=8, lr=2e-3, time_distribution="uniform")  # type: ignore[arg-type]
-    run_stage(stage, policy, head, [data], seed=0, grounding_weight=0.1, weight_decay=0.0, log=lines.append, log_every=4)
+    run_stage(
+        stage, policy, head, [data], seed=0, grounding_weight=0.1, weight_decay=0.0, log=lines.append, log_every=4
+    )
     moved = {name for name, p in policy.named_parameters() if not torch.equal(p, before[name])}
     known = ("backbone.model.model.visual", "backbone.model.model.language_model", "decoder", "value_head")
     assert {next(k for k in known if name.startswith(k)) for name in moved} == parts

@@ -28,7 +28,6 @@ import torch
 from builders import HORIZON, WIDTH, blind_policy, episode_keys, observations, random_contexts, tiny_policy, trajectory
 from torch import Tensor
 
-import envs
 from actors.evaluator import EpisodeResults
 from envs.mujoco.bodies.widowx import WidowX
 from envs.mujoco.task import EpisodeKey, Now

@@ -67,8 +67,8 @@ class CpuEngine(Engine):
         states = np.empty((n, steps, self._state.shape[1]))
         sensors = np.empty((n, steps, self._model.nsensordata))
         self._rollout.rollout(
-            self._wardrobe.models, [self._data], self._state, controls, control_spec=CONTROL, skip_checks=True, nstep=steps,
-            state=states, sensordata=sensors,
+            self._wardrobe.models, [self._data], self._state, controls, control_spec=CONTROL, skip_checks=True,
+            nstep=steps, state=states, sensordata=sensors,
         )  # fmt: skip
         every = self._task.substeps
         # A sensor shows the state in which its step began: after control step j is in physics step (j + 1) * substeps.
@@ -103,8 +103,8 @@ class CpuEngine(Engine):
 
 
 def _broken(states: Float64, readings: Float64) -> BoolArray:
-    """[N] whether any state or reading is not finite or absurdly large, or the clock went back: MuJoCo sets a world that
-    it finds unstable to its beginning and goes on."""
+    """[N] whether any state or reading is not finite or absurdly large, or the clock went back: MuJoCo sets a world
+    that it finds unstable to its beginning and goes on."""
     worst = np.maximum(np.abs(states).max((1, 2)), np.abs(readings).max((1, 2)))
     restarted = (np.diff(states[..., 0], axis=1) <= 0).any(1)
     broken: BoolArray = ~(worst < FASTEST) | restarted  # NaN compares false

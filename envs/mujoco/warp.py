@@ -38,6 +38,8 @@ CROWDED_LIST = mjw.OverflowType.BROADPHASE | mjw.OverflowType.NARROWPHASE | mjw.
 class WarpEngine(Engine):
     """N worlds on one device."""
 
+    _graph: wp.Graph | None
+
     def __init__(
         self,
         task: Task,
@@ -162,7 +164,7 @@ class WarpEngine(Engine):
         self._controls = wp.zeros(shape, dtype=float)
         self._states = wp.zeros((n, steps, self._present.shape[1]), dtype=float)
         self._seen = wp.zeros((n, steps, self._sensed.shape[1]), dtype=float)
-        self._graph: wp.Graph | None = None
+        self._graph = None
 
     def _prepare(self) -> None:
         """On a GPU, record one physics step as a graph."""

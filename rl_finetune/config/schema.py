@@ -324,6 +324,9 @@ class EvaluateConfig(Section):
     """Robot tag that the prompt names in place of the true one, everywhere or by world: its arms, rate and chunk size
     too. Pictures, views, action normalisation and mask stay the true body's. A policy that minds the words must get
     worse. null tells the truth."""
+    suites: list[str] = []
+    """Perturbation suites to evaluate as well, one after the other, in the same episodes: `colour`, `instance`,
+    `position`, `background`, `lighting`, `paraphrase`, `distractors`, `all`."""
     output: str | None = None
     """Where the evaluation file goes; null prints only."""
 
@@ -367,8 +370,8 @@ class SFTConfig(Section):
     env: EnvSection = EnvSection()
     """World that the expert acts in, or several; a mix's shares are those of its worlds in every batch."""
     start: str | None = None
-    """Policy to start from, which is taught the bodies that it does not know yet; null begins with a freshly initialised
-    tiny policy."""
+    """Policy to start from, which is taught the bodies that it does not know yet; null begins with a fresh tiny
+    policy."""
     decoder_depth: int | None = Field(None, ge=1)
     """Blocks of the action decoder; where the starting policy has another number its decoder starts afresh."""
     demonstrations: int = Field(20_000, ge=1)

@@ -93,7 +93,7 @@ class Trace(Task):
         still = np.zeros((n, h, self._scene.body.embodiment.action.channels))
         controls = self._scene.body.drive(now.readings, now.aim, still, 1)[0]
         mocap = np.repeat(now.mocap[:, None], h + 1, 1)
-        # A sensor already shows the mocap bodies of its own physics step: one behind, the pen is read where it was sent.
+        # A sensor shows the mocap bodies of its own physics step already: one behind, the pen is read where it was sent
         mocap[:, 1:, -1, :2] = np.clip(actions, -1.0, 2.0)
         flat = [mocap[..., :3].reshape(n, h + 1, -1), mocap[..., 3:].reshape(n, h + 1, -1)]
         ctrl = np.concatenate([controls, controls[:, -1:]], 1)
