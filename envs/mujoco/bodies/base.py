@@ -52,6 +52,8 @@ class Body(ABC):
     """[hands, 3, 2] metres: where each tool works; together they cover the table's workspace."""
     slack: Float64
     """[hands] metres between the middle of each gripper and a finger's inner face where its joint reads zero."""
+    grippers: tuple[int, ...]
+    """Channels of the grippers, one a hand."""
     timestep: float
     """Seconds of one physics step, as coarse as the body stays accurate with."""
     joints: tuple[str, ...] = ()

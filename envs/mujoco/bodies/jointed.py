@@ -52,6 +52,7 @@ class JointedBody(Body):
             columns += [*range(first, first + len(arm.chain.joints) + 1), first + len(arm.chain.joints)]
         self._ranges, self._columns = np.concatenate(ranges), np.array(columns)
         self._pace = np.concatenate(speeds) / self.embodiment.action.rate
+        self.grippers = tuple(span.stop for span in self._spans)
         self.slack = np.array([arm.gripper.slack for arm in self.arms])
         self.hands, self.aims, self.actuators = len(self.arms), len(self._pace), len(columns)
         chains = [self.waist] if self.waist is not None else []

@@ -66,6 +66,7 @@ class WeldedArm(Body):
     """One arm without servos: its tool is tied to a mocap body, which the actions move."""
 
     hands, mocaps, readings, aims = 1, 1, 8, 6
+    grippers = (6,)
     limits: Limits
 
     @abstractmethod
