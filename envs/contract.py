@@ -9,14 +9,18 @@ The checks play a few episodes with random actions and one with none; they leave
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import numpy as np
 
 from envs.base import VectorEnv
+from envs.form import ContractError, check_observation, check_outcome, require
 from rl_finetune.errors import UserError
-from rl_finetune.types import ActionChunk, ChunkOutcome, IntArray, Observation, SeedKeys
+from rl_finetune.types import ActionChunk, ChunkOutcome, Observation, SeedKeys
+
+__all__ = ["ContractError", "check"]
 
 SEED = 20_240
 PADDING = 3
@@ -25,15 +29,11 @@ PADDING = 3
 
 KEY_RULES = (
     "the same keys and actions give the same run",
-    "an episode does not depend on its place in the batch, or on being alone",
+    "an episode does not depend on its place in the batch, on being alone, or on what the others do",
     "environments of one group begin alike",
     "an environment restarts with the next episode number",
 )
 """What is not asked of an environment that is not `keyed`."""
-
-
-class ContractError(AssertionError):
-    """An environment breaks the contract; the message says which rule and where."""
 
 
 def check(
@@ -56,19 +56,34 @@ def check(
     """
     keys = SeedKeys(SEED, np.arange(env.num_envs, dtype=np.int64), np.zeros(env.num_envs, np.int64))
     actions = [_random_chunk(env, scale, number) for number in range(chunks)]
+    given: list[np.ndarray] = [keys.env, keys.episode, *(chunk.actions for chunk in actions)]
+    for array in given:
+        array.flags.writeable = False
+    try:
+        _check_all(env, keys, actions, make, scale)
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+        raise ContractError("the caller's keys or actions were written to") from error
+    return () if env.keyed else KEY_RULES
+
+
+def _check_all(
+    env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk], make: Callable[[int], VectorEnv] | None, scale: float
+) -> None:
     run = _play(env, keys, actions)
     for outcome in run.outcomes:
-        _check_outcome(env, outcome)
+        check_outcome(env, outcome)
     if env.keyed:
         _check_same(run, _play(env, keys, actions), "the same keys and actions gave a different run the second time")
         _check_slots(env, keys, actions, run)
         if make is not None:
             _check_alone(make, keys, actions, run)
+        _check_company(env, keys, scale)
         _check_groups(env, keys)
     _check_not_reused(env, keys, actions)
     _check_time_limit(env, keys)
     _check_refusals(env, keys)
-    return () if env.keyed else KEY_RULES
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,84 +108,8 @@ def _chunk(env: VectorEnv, actions: np.ndarray) -> ActionChunk:
 
 def _play(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]) -> _Run:
     first = env.reset(keys)
-    _check_observation(env, first, env.num_envs)
+    check_observation(env, first, env.num_envs)
     return _Run(deepcopy(first), [deepcopy(env.step_chunk(chunk)) for chunk in actions])
-
-
-def _require(holds: bool | np.bool_, rule: str) -> None:
-    if not holds:
-        raise ContractError(rule)
-
-
-def _check_array(name: str, array: object, shape: tuple[int, ...], dtype: type) -> None:
-    _require(isinstance(array, np.ndarray), f"{name} must be a numpy array, got {type(array).__name__}")
-    assert isinstance(array, np.ndarray)
-    _require(array.shape == shape, f"{name} must have shape {shape}, got {array.shape}")
-    _require(array.dtype == dtype, f"{name} must be {np.dtype(dtype)}, got {array.dtype}")
-    _require(bool(np.isfinite(array).all()), f"{name} must be finite")
-
-
-def _check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
-    """Shapes, types, views and labels of an observation of `rows` environments."""
-    body, size = env.spec.embodiment, env.spec.image_size
-    _require(seen.embodiment == body.tag, f"observation.embodiment must be {body.tag!r}, got {seen.embodiment!r}")
-    _require(set(seen.images) == set(body.views), f"images must be {body.views}, got {tuple(seen.images)}")
-    for tag, image in seen.images.items():
-        _check_array(f"image {tag!r}", image, (rows, size, size, 3), np.uint8)
-        _require(rows == 0 or image.std() > 1, f"image {tag!r} is one flat colour: nothing was drawn")
-    _require(len(seen.instruction) == rows, f"instruction must have {rows} entries, got {len(seen.instruction)}")
-    _require(all(seen.instruction), "instruction must not be empty")
-    felt = seen.proprioception
-    if felt is not None:
-        _check_array("proprioception", felt, (rows, *felt.shape[1:2]), np.float32)
-    names = env.spec.privileged
-    _require((seen.privileged is None) == (not names), "privileged state and spec.privileged must come together")
-    if seen.privileged is not None:
-        _check_array("privileged", seen.privileged, (rows, len(names)), np.float32)
-    if seen.grounding is not None:
-        labels = seen.grounding
-        _check_array("grounding.points", labels.points, (rows, len(labels.names), 2), np.float32)
-        _check_array("grounding.present", labels.present, (rows, len(labels.names)), np.bool_)
-        _check_array("grounding.target", labels.target, (rows,), np.int64)
-        named = labels.present[np.arange(rows), labels.target]
-        _require(bool(named.all()), "grounding.target must be a thing that is present")
-
-
-def _check_outcome(env: VectorEnv, out: ChunkOutcome) -> None:
-    _require(not out.failures, f"an environment broke down: {'; '.join(map(str, out.failures))}")
-    n, horizon = env.num_envs, env.spec.embodiment.action.horizon
-    _check_array("reward", out.reward, (n, horizon), np.float32)
-    _check_array("steps_executed", out.steps_executed, (n,), np.int64)
-    for name in ("terminated", "truncated", "success"):
-        _check_array(name, getattr(out, name), (n,), np.bool_)
-    _require(bool(((out.steps_executed >= 1) & (out.steps_executed <= horizon)).all()), "steps_executed must be 1..H")
-    over = out.terminated | out.truncated
-    stopped = out.steps_executed < horizon
-    _require(not (stopped & ~over).any(), "a chunk stopped early although no episode ended")
-    after = np.arange(horizon) >= out.steps_executed[:, None]
-    _require(not out.reward[after].any(), "reward must be zero after the episode ended")
-    _require(not (out.terminated & out.truncated).any(), "an episode is terminated or truncated, never both")
-    _require(not (out.success & out.truncated).any(), "a truncated episode cannot be a success")
-    _require(bool(out.reward_terms), "reward_terms must name at least one term")
-    for name, term in out.reward_terms.items():
-        _check_array(f"reward term {name!r}", term, (n, horizon), np.float32)
-    total = np.sum(list(out.reward_terms.values()), axis=0)
-    _require(np.allclose(total, out.reward, atol=1e-5), "reward_terms must sum to reward")
-    _check_observation(env, out.observation, n)
-    _check_final(env, out, np.flatnonzero(over))
-
-
-def _check_final(env: VectorEnv, out: ChunkOutcome, over: IntArray) -> None:
-    _require(
-        np.array_equal(out.final_index, over),
-        f"final_index must list the finished environments {over.tolist()} ascending, got {out.final_index.tolist()}",
-    )
-    _require(
-        (out.final_observation is None) == (len(over) == 0),
-        "final_observation must be there when an episode ended, and None otherwise",
-    )
-    if out.final_observation is not None:
-        _check_observation(env, out.final_observation, len(over))
 
 
 def _differences(left: object, right: object, path: str) -> Iterator[str]:
@@ -191,9 +130,9 @@ def _differences(left: object, right: object, path: str) -> Iterator[str]:
 def _check_same(one: _Run, two: _Run, rule: str) -> None:
     for number, (left, right) in enumerate(zip(one.outcomes, two.outcomes, strict=True)):
         different = list(_differences(left, right, f"chunk {number}"))
-        _require(not different, f"{rule}: {different}")
+        require(not different, f"{rule}: {different}")
     different = list(_differences(one.first, two.first, "reset"))
-    _require(not different, f"{rule}: {different}")
+    require(not different, f"{rule}: {different}")
 
 
 def _check_slots(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk], run: _Run) -> None:
@@ -214,7 +153,7 @@ def _check_groups(env: VectorEnv, keys: SeedKeys) -> None:
     for row in everyone[1:]:
         pair = first.rows(everyone[:1]), first.rows(everyone[row : row + 1])
         different = list(_differences(*pair, f"reset, environments 0 and {row}"))
-        _require(not different, f"environments of one group (`keys.scene`) begin in different states: {different}")
+        require(not different, f"environments of one group (`keys.scene`) begin in different states: {different}")
 
 
 def _check_alone(make: Callable[[int], VectorEnv], keys: SeedKeys, actions: list[ActionChunk], run: _Run) -> None:
@@ -225,20 +164,59 @@ def _check_alone(make: Callable[[int], VectorEnv], keys: SeedKeys, actions: list
     _check_row(run, row, alone, 0, "an environment alone does something else than in a batch")
 
 
+def _check_company(env: VectorEnv, keys: SeedKeys, scale: float) -> None:
+    """Let all but the first do something else, until one of them has begun anew: the first must not notice.
+
+    What an engine keeps besides the state of each world shows only here: in all other runs nobody begins anew beside
+    somebody who goes on.
+    """
+    if env.num_envs < 2:
+        return
+    first = deepcopy(env.reset(keys))
+    seen, actions, outcomes, anew = first, list[ActionChunk](), list[ChunkOutcome](), False
+    for number in range(max(2, env.spec.time_limit // env.spec.embodiment.action.horizon)):
+        actions.append(_random_chunk(env, scale, number))
+        others = _other_chunk(env, seen, scale, number)
+        others.actions[0] = actions[-1].actions[0]
+        outcomes.append(deepcopy(env.step_chunk(others)))
+        seen = outcomes[-1].observation
+        if anew:
+            break
+        anew = bool((outcomes[-1].terminated | outcomes[-1].truncated)[1:].any())
+    rule = "an episode depends on what the others do"
+    _check_row(_play(env, keys, actions), 0, _Run(first, outcomes), 0, rule)
+
+
+def _other_chunk(env: VectorEnv, seen: Observation, scale: float, number: int) -> ActionChunk:
+    """The expert's, which is done early, or else wild noise."""
+    chunk, channels = _random_chunk(env, 10 * scale, number), env.spec.embodiment.action.channels
+    if seen.privileged is not None:
+        with suppress(UserError, NotImplementedError):
+            chunk.actions[..., :channels] = env.expert(seen.privileged)
+    return chunk
+
+
 def _check_row(one: _Run, row: int, two: _Run, place: int, rule: str) -> None:
     """Compare environment `row` of one run with environment `place` of another."""
     _same_rows(one.first, row, two.first, place, f"{rule}: reset, environment {row}")
     for number, (left, right) in enumerate(zip(one.outcomes, two.outcomes, strict=True)):
+        where = f"chunk {number}, environment {row}"
         for name in ("reward", "steps_executed", "terminated", "truncated", "success"):
             same = np.array_equal(getattr(left, name)[row], getattr(right, name)[place])
-            _require(same, f"{rule}: {name}, chunk {number}, environment {row}")
-        _same_rows(left.observation, row, right.observation, place, f"{rule}: chunk {number}, environment {row}")
+            require(same, f"{rule}: {name}, {where}")
+        for name, values in left.measures.items():
+            same = np.array_equal(values[row], right.measures[name][place], equal_nan=True)
+            require(same, f"{rule}: measure {name!r}, {where}")
+        _same_rows(left.observation, row, right.observation, place, f"{rule}: {where}")
+        if left.final_observation is not None and right.final_observation is not None and row in left.final_index:
+            rows = (int(np.searchsorted(out.final_index, at)) for out, at in ((left, row), (right, place)))
+            _same_rows(left.final_observation, next(rows), right.final_observation, next(rows), f"{rule}: end, {where}")
 
 
 def _same_rows(left: Observation, row: int, right: Observation, place: int, rule: str) -> None:
     a, b = left.rows(np.array([row])), right.rows(np.array([place]))
     different = list(_differences(a, b, "observation"))
-    _require(not different, f"{rule}: {different}")
+    require(not different, f"{rule}: {different}")
 
 
 def _check_not_reused(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]) -> None:
@@ -248,7 +226,7 @@ def _check_not_reused(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]
     env.step_chunk(actions[1])
     for kept, copy in zip((first, outcome), before, strict=True):
         different = list(_differences(copy, kept, type(kept).__name__))
-        _require(
+        require(
             not different, f"an earlier record changed when the next chunk was stepped (reused buffer): {different}"
         )
 
@@ -263,11 +241,11 @@ def _check_time_limit(env: VectorEnv, keys: SeedKeys) -> None:
     cut = False
     while open_.any():
         out = env.step_chunk(nothing)
-        _check_outcome(env, out)
+        check_outcome(env, out)
         steps += np.where(open_, out.steps_executed, 0)
-        _require(bool((steps <= limit).all()), f"an episode outlived the time limit of {limit} steps")
-        _require(not (open_ & (steps == limit) & ~(out.terminated | out.truncated)).any(), "no end at the time limit")
-        _require(bool((steps[open_ & out.truncated] == limit).all()), f"truncated before the time limit of {limit}")
+        require(bool((steps <= limit).all()), f"an episode outlived the time limit of {limit} steps")
+        require(not (open_ & (steps == limit) & ~(out.terminated | out.truncated)).any(), "no end at the time limit")
+        require(bool((steps[open_ & out.truncated] == limit).all()), f"truncated before the time limit of {limit}")
         # An episode of one chunk is decided at its limit: nothing is cut off there.
         cut |= bool((open_ & (out.truncated | (limit <= convention.horizon))).any())
         for row, env_row in enumerate(out.final_index):
@@ -277,7 +255,7 @@ def _check_time_limit(env: VectorEnv, keys: SeedKeys) -> None:
                 fresh = out.observation.rows(np.array([env_row]))
                 restarted[int(env_row)] = (deepcopy(final.rows(np.array([row]))), deepcopy(fresh))
         open_ &= ~(out.terminated | out.truncated)
-    _require(cut, "doing nothing never ran into the time limit")
+    require(cut, "doing nothing never ran into the time limit")
     _check_restarts(env, keys, restarted)
 
 
@@ -287,7 +265,7 @@ def _check_restarts(env: VectorEnv, keys: SeedKeys, restarted: dict[int, tuple[O
         if env.keyed:
             _same_rows(following, row, fresh, 0, f"environment {row} did not restart with the next episode number")
         changed = any(True for _ in _differences(final, fresh, ""))
-        _require(changed, f"final_observation of environment {row} is that of the next episode, not the last one")
+        require(changed, f"final_observation of environment {row} is that of the next episode, not the last one")
 
 
 def _check_refusals(env: VectorEnv, keys: SeedKeys) -> None:

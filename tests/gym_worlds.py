@@ -8,6 +8,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 LIMIT = 6
 BREAKS, SICK = -1.0, -0.5
@@ -26,10 +27,12 @@ class Counting(gymnasium.Env):
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         picture, state = spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.observation_space = spaces.Dict({"seen": spaces.Dict({"top": picture}), "state": state})
-        self.who, self.at, self.total, self.sick, self.drawn = 0, 0, 0.0, False, 0
+        self.who, self.at, self.total, self.sick, self.drawn, self.closed = 0, 0, 0.0, False, 0, False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
+        if self.closed:
+            raise RuntimeError("it is closed")
         self.who = int(self.np_random.integers(1, 200))
         self.at, self.total, self.sick = 0, 0.0, False
         return self._obs(), {"task": f"{self.words} from {self.who}", "is_success": False}
@@ -45,6 +48,9 @@ class Counting(gymnasium.Env):
     def render(self) -> np.ndarray:
         self.drawn += 1
         return self._picture()
+
+    def close(self) -> None:
+        self.closed = True
 
     def _picture(self) -> np.ndarray:
         picture = np.zeros((8, 8, 3), np.uint8)
@@ -83,6 +89,11 @@ def sync(num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> SyncVe
         return gymnasium.make("Counting-v0", render_mode="rgb_array")
 
     return SyncVectorEnv([one] * num_envs, autoreset_mode=mode)
+
+
+def wrapped(num_envs: int) -> RecordEpisodeStatistics:
+    """The same in a wrapper: to be stepped together."""
+    return RecordEpisodeStatistics(sync(num_envs))
 
 
 def alone(num_envs: int, mode: str) -> OnItsOwn:

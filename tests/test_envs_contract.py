@@ -10,9 +10,9 @@ import pytest
 
 import envs
 from envs import contract
-from envs.base import VectorEnv
+from envs.base import Disturbance, VectorEnv
 from rl_finetune.errors import UserError
-from rl_finetune.types import ActionChunk, ChunkOutcome, Observation, SeedKeys
+from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, Observation, SeedKeys
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +72,9 @@ class Wrapped(VectorEnv):
     def close(self) -> None:
         self.inner.close()
 
+    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> np.ndarray:
+        return self.inner.expert(privileged, disturbed)
+
 
 def reward_without_terms(out: ChunkOutcome) -> ChunkOutcome:
     return replace(out, reward=out.reward + 1)
@@ -118,6 +121,10 @@ def bound_to_the_place_in_the_batch(out: ChunkOutcome) -> ChunkOutcome:
     return replace(out, observation=replace(out.observation, privileged=moved))
 
 
+def measured_all_the_time(out: ChunkOutcome) -> ChunkOutcome:
+    return replace(out, measures={"spl": np.ones(2, np.float32)})
+
+
 def stopped_early_for_no_reason(out: ChunkOutcome) -> ChunkOutcome:
     return replace(out, steps_executed=np.minimum(out.steps_executed, 7))
 
@@ -132,6 +139,7 @@ def stopped_early_for_no_reason(out: ChunkOutcome) -> ChunkOutcome:
         (wrong_dtype, "reward must be float32, got float64"),
         (reused_buffer, "an earlier record changed"),
         (bound_to_the_place_in_the_batch, "an episode depends on its place in the batch"),
+        (measured_all_the_time, "measure 'spl' must be NaN where no episode ended"),
         (stopped_early_for_no_reason, "a chunk stopped early although no episode ended"),
         (noise, "the same keys and actions gave a different run"),
     ],
@@ -146,6 +154,52 @@ class DeafToGroups(Wrapped):
 
     def reset(self, keys: SeedKeys) -> Observation:
         return super().reset(replace(keys, group=1))
+
+
+class Unsettled(Wrapped):
+    """Who goes on while another begins anew is moved by a micrometre from then on: only the others' history tells."""
+
+    moved = False
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        self.moved = False
+        return super().reset(keys)
+
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        out = super().step_chunk(chunk)
+        assert out.observation.privileged is not None
+        out.observation.privileged[...] += 1e-6 * self.moved
+        self.moved |= 0 < out.final_index.size < self.num_envs
+        return out
+
+
+def test_environment_whose_neighbours_disturb_it_by_beginning_anew_is_found_out() -> None:
+    with (
+        Unsettled(envs.make("widowx_reach", 2), lambda out: out) as env,
+        pytest.raises(contract.ContractError, match=r"depends on what the others do: chunk \d, environment 0"),
+    ):
+        contract.check(env)
+
+
+class KeepsKeys(Wrapped):
+    """Counts episodes in the caller's own keys."""
+
+    def reset(self, keys: SeedKeys) -> Observation:
+        self.keys = keys
+        return super().reset(keys)
+
+    def step_chunk(self, chunk: ActionChunk) -> ChunkOutcome:
+        out = super().step_chunk(chunk)
+        self.keys.episode[out.final_index] += 1
+        return out
+
+
+def test_environment_that_writes_into_the_callers_keys_is_found_out() -> None:
+    with (
+        KeepsKeys(envs.make("widowx_reach", 2), lambda out: out) as env,
+        pytest.raises(contract.ContractError, match="the caller's keys or actions were written to"),
+    ):
+        contract.check(env)
 
 
 def test_environment_that_ignores_groups_is_found_out() -> None:

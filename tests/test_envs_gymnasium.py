@@ -14,9 +14,11 @@ from gymnasium.vector import AutoresetMode
 import envs
 from envs import contract
 from envs.base import VectorEnv
+from envs.form import check_outcome
 from envs.gymnasium import GymnasiumOptions, spec
 from envs.gymnasium.reading import episode_seed, square, to_world
 from envs.gymnasium.together import TogetherWorld
+from envs.simple import SimpleWorld
 from rl_finetune.config import TrainConfig, load
 from rl_finetune.errors import UserError
 from rl_finetune.keys import Stream, generator
@@ -29,7 +31,7 @@ OPTIONS: dict[str, Any] = dict(
     privileged=["obs.state"], instruction="info.task",
 )  # fmt: skip
 MODES = list(AutoresetMode)
-KEYED = ["single", *(f"sync {mode.name}" for mode in MODES), "alone DISABLED"]
+KEYED = ["single", "factory sync", "factory wrapped", *(f"sync {mode.name}" for mode in MODES), "alone DISABLED"]
 LOOSE = ["alone NEXT_STEP", "alone SAME_STEP"]
 
 
@@ -38,6 +40,9 @@ def world(kind: str, num_envs: int = 2, **options: Any) -> VectorEnv:
     how, _, mode = kind.partition(" ")
     if how == "single":
         return envs.make("gymnasium", num_envs, **OPTIONS | options)
+    if how == "factory":
+        own = {"id": "", "factory": f"gym_worlds:{mode}", "time_limit": LIMIT}
+        return envs.make("gymnasium", num_envs, **OPTIONS | own | options)
     if how == "alone":
         own = {"id": "", "factory": "gym_worlds:alone", "kwargs": {"mode": mode}, "time_limit": LIMIT}
         return envs.make("gymnasium", num_envs, **OPTIONS | own | options)
@@ -127,6 +132,11 @@ def test_contract_holds(kind: str) -> None:
         assert left_out == (() if kind in KEYED else contract.KEY_RULES)
 
 
+def test_what_is_wrapped_together_is_stepped_together() -> None:
+    with world("factory sync") as plain, world("factory wrapped") as wrapped:
+        assert isinstance(plain, SimpleWorld) and isinstance(wrapped, TogetherWorld)
+
+
 def test_contract_holds_in_processes_of_gymnasiums_own() -> None:
     own = {"id": "gym_worlds:Counting-v0", "vectorization": "async"}
     with envs.make("gymnasium", 2, **OPTIONS | own) as env:
@@ -175,7 +185,7 @@ def test_environment_that_breaks_down_is_reported_and_replaced_while_the_other_p
         assert shown(out.observation) == [(drawn(0, 4), 0), (drawn(1, 5), 4)]
         assert Counting.made == made + 1
         with pytest.raises(contract.ContractError, match=r"broke down.*episode 3"):
-            contract._check_outcome(env, out)
+            check_outcome(env, out)
 
 
 @pytest.mark.parametrize("kind", ["sync DISABLED", "sync SAME_STEP", "alone DISABLED"])

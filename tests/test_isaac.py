@@ -13,7 +13,7 @@ import pytest
 
 import envs
 from envs import contract
-from envs.isaac.actions import matrices, per_step, vectors
+from envs.actions import matrices, per_step, vectors
 from envs.isaac.client import IsaacEnv, named
 from envs.isaac.gpu import check_can_draw, claim
 from envs.isaac.options import held_channels, spec

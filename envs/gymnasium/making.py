@@ -55,6 +55,7 @@ def make_one(options: GymnasiumOptions) -> gymnasium.Env[Any, Any]:
     if options.factory:
         together = make_together(options, 1)
         assert isinstance(together, SyncVectorEnv)
+        together.closed = True  # else it closes the environment as soon as it is collected
         return together.envs[0]
     return _made(options, lambda: gymnasium.make(options.id, disable_env_checker=True, **_arguments(options)))
 
@@ -106,7 +107,8 @@ def _ask(env: Any, options: GymnasiumOptions) -> Facts:
     for source in (*options.views.values(), *options.proprioception):
         _part(seen, source)
     names = [name for source in options.privileged for name in _names(source, _part(seen, source))]
-    one = type(env.unwrapped) is SyncVectorEnv if vector and options.factory else not vector
+    # A wrapped one may do more than its environments do alone.
+    one = type(env) is SyncVectorEnv if vector and options.factory else not vector
     return Facts(channels, _time_limit(env, options), tuple(names), one)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from envs.actions import per_step
 from envs.gymnasium.options import NAME, RENDER, SUCCESS_KEYS, GymnasiumOptions, is_source
-from envs.isaac.actions import per_step
 from envs.tally import Sight
 from rl_finetune.errors import UserError
 from rl_finetune.types import FloatArray, ImageArray

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from envs.actions import per_step
 from envs.base import VectorEnv, check_keys, used_actions
-from envs.isaac.actions import per_step
 from envs.isaac.gpu import check_can_draw, claim
 from envs.isaac.options import IsaacOptions, arm_width, held_channels, spec
 from envs.isaac.process import IsaacProcess

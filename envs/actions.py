@@ -1,5 +1,5 @@
-"""From displacements since the chunk's first frame to the displacement of each step, which Isaac's relative inverse
-kinematics apply to the present pose. numpy only."""
+"""From displacements since the chunk's first frame to the displacement of each step, which simulators with relative
+end-effector control apply to the present pose. numpy only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Float64 = NDArray[np.float64]
 def per_step(actions: FloatArray, width: int, gripper: bool, scale: float) -> FloatArray:
     """Displacement of each step [N, H, c] from displacements since the first frame [N, H, c].
 
-    Translations subtract. Rotations are axis-angle in radians, left-multiplied as Isaac does:
+    Translations subtract. Rotations are axis-angle in radians, left-multiplied (turns about the base's axes):
     R_k = D_k R_{k-1}, so D_k = R_k R_{k-1}^T.
 
     Args:
         actions: for each arm, `width` channels (3 metres, then 3 radians where width is 6), and a gripper command.
         width: channels of an arm without its gripper, 3 or 6.
         gripper: whether a gripper channel follows each arm; it is handed over as it is.
-        scale: what Isaac multiplies the arm's channels by.
+        scale: what the simulator multiplies the arm's channels by.
     """
     out = actions.astype(np.float32)
     for start in range(0, actions.shape[-1], width + gripper):
