@@ -46,3 +46,16 @@ def test_a_broken_world_is_named_and_begins_its_next_episode(spoil: float) -> No
     for one, two in zip(calm, broken, strict=True):
         assert np.array_equal(one.observation.images["ego"][others], two.observation.images["ego"][others])
         assert np.array_equal(one.reward[others], two.reward[others])
+
+
+def test_an_episode_whose_world_broke_down_is_not_measured() -> None:
+    keys = SeedKeys(11, np.arange(2), np.zeros(2, np.int64))
+    with envs.make("rover_navigate", 2) as env:
+        assert isinstance(env, World)
+        env.reset(keys)
+        action = env.spec.embodiment.action
+        still = np.zeros((2, action.horizon, action.channels), np.float32)
+        env._engine._state[1, 1] = np.nan  # type: ignore[attr-defined]
+        out = env.step_chunk(ActionChunk(still, np.ones(still.shape, bool)))
+    assert out.failed.tolist() == [False, True] and out.measures
+    assert all(np.isnan(values).all() for values in out.measures.values())

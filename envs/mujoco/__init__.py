@@ -1,6 +1,6 @@
 """Worlds simulated by MuJoCo, embedded in the process that uses them.
 
-Importing this package imports numpy only; `physics`, `rendering` and `world` bring in MuJoCo itself.
+Importing this package imports numpy only; the engines (`cpu`, `warp`) and what they use bring in MuJoCo itself.
 """
 
 from __future__ import annotations

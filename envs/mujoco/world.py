@@ -57,7 +57,7 @@ class World(VectorEnv):
         self._keep(motion, drive.controls, drive.aim, judged, executed)
         truncated = ~ended & (self._now.steps >= self.spec.time_limit) | motion.broken
         over = np.flatnonzero(ended | truncated)
-        measures = self._measures(over, success)
+        measures = self._measures(np.flatnonzero((ended | truncated) & ~motion.broken), success)
         broken = np.flatnonzero(motion.broken)
         failures = tuple(self._failure(int(row)) for row in broken)
         if failures:
@@ -112,7 +112,7 @@ class World(VectorEnv):
         return [np.stack([film[env] for film in films[: executed[env]]]) for env in rows]
 
     def _measures(self, over: IntArray, success: BoolArray) -> dict[str, FloatArray]:
-        """Name -> [N], NaN where no episode ended."""
+        """Name -> [N], NaN but for the episodes `over`, which ended in a whole world."""
         found = self.task.measures(self._now.rows(over), success[over]) if len(over) else {}
         measures = {name: np.full(self.num_envs, np.nan, np.float32) for name in self.task.measured}
         for name, values in found.items():
