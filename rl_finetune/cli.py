@@ -68,6 +68,7 @@ examples:
   rl-finetune evaluate policy.adapter=runs/train/adapter output=after.json
   rl-finetune evaluate shuffle=images          must drop to chance: the policy looks
   rl-finetune evaluate shuffle=instructions    must drop to chance: the policy reads
+  rl-finetune evaluate 'suites=[colour, background, lighting]'     the same episodes, out of distribution
 
 {_EXIT_CODES}"""
 

@@ -19,24 +19,34 @@ from rl_finetune.types import EvalReport, Failure
 
 
 def evaluate(config: EvaluateConfig) -> int:
-    """Play, print one line a world and for several their mean, and write the evaluation file if one is asked for.
+    """Play, print one line a world and for several their mean, under each suite too, and write the evaluation file if
+    one is asked for.
 
     Returns the exit code.
     """
-    preflight.check(config.policy, config.env)
+    suites = {name: config.model_copy(update={"env": config.env.perturbed(name)}) for name in config.suites}
+    for asked in (config, *suites.values()):
+        preflight.check(asked.policy, asked.env)
     preflight.check_prompt(config)
     cluster.connect(config.num_actors)
+    found = _told(config)
+    perturbed = {name: _told(asked, f"{name}: ") for name, asked in suites.items()}
+    if config.output is not None:
+        path = Path(config.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, evaluation_file(config, found, perturbed))
+    return 0
+
+
+def _told(config: EvaluateConfig, head: str = "") -> Evaluation:
+    """Play and say what came of it, each line behind `head`."""
     began = time.monotonic()
     found, failures = evaluation_of(_play(config), config.evaluation.seed, version=0)
     for failure in failures:
         print(f"  * {failure}")
     for line in _lines(config, found, time.monotonic() - began):
-        print(line)
-    if config.output is not None:
-        path = Path(config.output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, evaluation_file(config, found))
-    return 0
+        print(f"{head}{line}")
+    return found
 
 
 def evaluation_of(
@@ -47,13 +57,16 @@ def evaluation_of(
     return Evaluation({label: _report(found, seed, version) for label, found in results.items()}), failures
 
 
-def evaluation_file(config: EvaluateConfig, found: Evaluation) -> dict[str, object]:
-    """What was asked, the mean over worlds, and each world."""
+def evaluation_file(
+    config: EvaluateConfig, found: Evaluation, perturbed: Mapping[str, Evaluation]
+) -> dict[str, object]:
+    """What was asked, the mean over worlds, and each world; the same by suite."""
     asked = {
         "policy": config.policy.path, "adapter": config.policy.adapter, "shuffle": config.shuffle,
         "prompt_as": config.prompt_as,
     }  # fmt: skip
-    return {**asked, **asdict(found.overall), "worlds": found.to_dict()}
+    suites = {name: {**asdict(each.overall), "worlds": each.to_dict()} for name, each in perturbed.items()}
+    return {**asked, **asdict(found.overall), "worlds": found.to_dict(), "suites": suites}
 
 
 def _report(results: EpisodeResults, seed: int, version: int) -> EvalReport:

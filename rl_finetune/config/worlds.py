@@ -109,6 +109,11 @@ class EnvSection(Section):
             for label, world, count, end in zip(self.labels, self._worlds, counts, ends, strict=True)
         )  # fmt: skip
 
+    def perturbed(self, suite: str) -> EnvSection:
+        """The same worlds under one perturbation suite."""
+        mix = [w.model_copy(update={"options": {**w.options, "perturb": suite}}) for w in self.mix]
+        return self.model_copy(update={"options": {**self.options, "perturb": suite}, "mix": mix})
+
     @property
     def _worlds(self) -> list[WorldSection]:
         return self.mix or [WorldSection(name=self.name, options=self.options)]

@@ -16,8 +16,8 @@ from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.base import Body
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Path, Start, Things
 from envs.mujoco.tasks.paths import follow, routes
-from envs.mujoco.tasks.region import GROUND, HOME, RIM, Region
-from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA, Tabletop
+from envs.mujoco.tasks.region import GROUND, HOME, RIM, Region, rim
+from envs.mujoco.tasks.tabletop import COLOURS, LITTER_BEYOND, PARKED, RGBA, Tabletop
 from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
@@ -165,6 +165,17 @@ class Reach(Tabletop):
             if colour in shapes and tops[number, 2] > 0:
                 tops[number, 2] = 2 * shapes[colour].half[2]
         return replace(start, facts=facts)
+
+    def strewn(self, start: Start, rng: np.random.Generator, count: int) -> Float64:
+        """See `Variable.strewn`: outside the workspace where blocks slide all over it."""
+        if not self.block_speed:
+            return super().strewn(start, rng, count)
+        outside = GROUND + self.litter_apart / 2 * np.array([-1.0, 1.0])
+        while True:
+            places = rim(rng, outside, LITTER_BEYOND / 2, count)
+            apart = np.linalg.norm(places[:, None] - places, axis=-1)[np.triu_indices(count, 1)]
+            if apart.min(initial=np.inf) >= self.litter_apart:
+                return places
 
     def _speeds(self, rng: np.random.Generator) -> Float64:
         if not self.block_speed:
