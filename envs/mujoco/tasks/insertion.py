@@ -96,7 +96,7 @@ class Insertion(TwoHands):
         held, high = self.held(scene), (scene.lowest(self.half) >= LIFTED).all(-1)
         good = inserted(scene) & held[..., 0, 0] & held[..., 1, 1] & high
         count = lasting(now.memory[:, 0], good)
-        fallen: BoolArray = (scene.places[..., 2] < FALLEN).any(-1)
+        fallen = scene.places[..., 2].min(-1) < FALLEN
         return Judged(count >= round(HOLD * self.rate), fallen, count[..., None])
 
     def describe(self, now: Now) -> FloatArray:

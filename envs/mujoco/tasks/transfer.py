@@ -164,7 +164,7 @@ def _leave(hand: Hand, side: Float64) -> list[Corner]:
     none = np.zeros(len(side))
     risen = np.column_stack([hand.tool[:, :2], np.full(len(side), 0.22)])
     back = risen + np.column_stack([none, 0.1 * side, none])
-    return [hand.here(1.0, PAUSE * (hand.width < WIDE + 2 * RELEASE)), _open(risen), _open(back)]
+    return [hand.here(1.0, np.where(hand.width < WIDE + 2 * RELEASE, PAUSE, 0.0)), _open(risen), _open(back)]
 
 
 def _wait(hand: Hand, side: Float64) -> list[Corner]:
