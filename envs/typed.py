@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
-
 from rl_finetune.errors import UserError
 
 
@@ -16,6 +14,8 @@ def typed(options: Any, world: str) -> None:
     Raises:
         UserError: a value does not fit; names the option.
     """
+    from pydantic import TypeAdapter, ValidationError  # not in every worker process: most worlds have no use for it
+
     hints = get_type_hints(type(options), include_extras=True)
     for field in fields(options):
         value = getattr(options, field.name)

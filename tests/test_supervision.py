@@ -285,13 +285,13 @@ def test_ledger_keeps_the_chunks_of_running_episodes_and_no_more() -> None:
 
 
 def test_ledger_of_a_long_run_is_bounded_by_the_time_limit() -> None:
-    with supervised() as env:
-        env.reset(keys())
-        kept = []
-        for number in range(40):
-            env.step_chunk(chunk(number))
-            assert env._supervisor._ledger is not None
-            kept.append(len(env._supervisor._ledger))
+    env, ledger, kept = Breaking()(ENVS), Ledger(keys()), []
+    env.reset(keys())
+    for number in range(40):
+        ledger.add(chunk(number))
+        out = env.step_chunk(chunk(number))
+        ledger.settle(out.terminated | out.truncated, np.zeros(ENVS, bool))
+        kept.append(len(ledger))
     assert max(kept) <= TIME_LIMIT // HORIZON
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from annotated_types import Ge, Gt
 
 from envs.typed import typed
 from rl_finetune.errors import UserError
@@ -14,8 +14,8 @@ from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 NAME = "gymnasium"
 RENDER = "render"
 SUCCESS_KEYS = ("is_success", "success")
-Positive = Annotated[float, Field(gt=0)]
-Whole = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Gt(0)]
+Whole = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class GymnasiumOptions:
     success: str = "info"
     """`info` (its `is_success` or `success`), `info.KEY`, `terminated` (every end by the task), or `never`. Success
     ends an episode."""
-    time_limit: Annotated[int, Field(ge=0)] = 0
+    time_limit: Annotated[int, Ge(0)] = 0
     """Steps of an episode; 0 takes the limit that the environment is registered with."""
 
     def __post_init__(self) -> None:
