@@ -31,8 +31,8 @@ class Gripper:
     stiffness: float = 400.0
     """Newtons a metre with which each finger is held."""
     inertia: float = 0.3
-    """Kilograms that the drive adds to each finger. Damping beyond inertia / timestep makes contacts soft: light fingers
-    sink into what they hold, and lose it."""
+    """Kilograms that the drive adds to each finger. Damping beyond inertia / timestep makes contacts soft: light
+    fingers sink into what they hold, and lose it."""
 
     @property
     def half(self) -> float:
