@@ -11,6 +11,7 @@ from envs import contract
 from envs.expert import expert_chunk
 from envs.mujoco import kinematics as kin
 from envs.mujoco.bodies.aloha import Aloha
+from envs.mujoco.bodies.upper_body import UpperBody
 from envs.mujoco.bodies.weld import DOWN
 from envs.mujoco.bodies.widowx import WidowX
 from envs.mujoco.catalogue import WORLDS
@@ -91,6 +92,15 @@ def test_scenes_name_what_is_there(kind: type[Pick] | type[PutOn] | type[Stack])
         assert (places[~blocks, 2] < -0.4).all()
         if goal >= 0:
             assert (plates if kind is PutOn else blocks)[goal]
+
+
+def test_two_hands_begin_only_where_both_can_be() -> None:
+    task = task_of("gr1_transfer", {})
+    out_of_reach = np.array([[0.136, 0.1, 0.2], [0.136, -0.13, 0.193]])
+    with pytest.raises(ValueError, match="out of reach"):
+        UpperBody().rest(out_of_reach)
+    for env in range(120):  # among these are such draws, which are drawn again
+        assert np.isfinite(task.begin(EpisodeKey(1, env, 0)).qpos).all()
 
 
 # Judges, with readings written by hand: one hand, four blocks, one control step each.

@@ -14,7 +14,7 @@ from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Path, Start, Thin
 from envs.mujoco.tasks.grasping import AIMED, UP, Hand, approach
 from envs.mujoco.tasks.objects import FALLEN, ROOM, Objects, Scene, box, lasting, square_yaw
 from envs.mujoco.tasks.plans import Corner, play
-from envs.mujoco.tasks.reach import RIMWARD, hand_for, spread, starts
+from envs.mujoco.tasks.reach import RIMWARD, hand_for, rested, spread, starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
 from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
@@ -154,12 +154,11 @@ class Blocks(Objects):
         tops = np.zeros((4, 3))
         tops[colours] = spread(rng, len(colours), EDGE, self.region)
         yaw = rng.uniform(-YAW, YAW, 4)
-        tools = starts(rng, tops[colours], self.body.boxes, self.region)
+        qpos, aim, own = rested(self.body, lambda: starts(rng, tops[colours], self.body.boxes, self.region))
         blocks, plates = np.isin(np.arange(4), drawn.blocks), np.isin(np.arange(4), drawn.plates)
         spots = np.where(plates[:, None], np.column_stack([tops[:, :2], np.full(4, self.plate_top)]), 0.0)
         hand = hand_for(tops[drawn.blocks[:1], 1], self.body.hands)[0]
         facts = np.concatenate([blocks, plates, [drawn.blocks[0], drawn.goal, hand], spots.ravel()])
-        qpos, aim, own = self.body.rest(tools)
         things = self.laid(tops - [0.0, 0.0, EDGE / 2], yaw, blocks)
         shadows = np.tile(PARKED, (self.body.hands, 1))
         mocap = np.concatenate([own.reshape(-1, 7), self.laid_plates(spots, plates), shadows])

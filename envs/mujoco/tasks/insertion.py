@@ -11,7 +11,7 @@ from envs.mujoco.tasks.blocks import LIFTED
 from envs.mujoco.tasks.grasping import UP, Hand, approach, either
 from envs.mujoco.tasks.objects import FALLEN, ROOM, Scene, lasting
 from envs.mujoco.tasks.plans import Corner
-from envs.mujoco.tasks.reach import starts
+from envs.mujoco.tasks.reach import rested, starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
 from envs.mujoco.tasks.twohands import LIGHT, TwoHands, across
 from envs.mujoco.variation import Shape
@@ -85,7 +85,7 @@ class Insertion(TwoHands):
         rng = generator(key.seed, Stream.SCENE, key.scene, key.episode)
         spots = rng.uniform(self.middles[:, 0], self.middles[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
         places, yaw = np.column_stack([spots, self.half[:, 2]]), rng.uniform(-YAW, YAW, 2)
-        qpos, aim, own = self.body.rest(starts(rng, places, self.body.boxes, self.region))
+        qpos, aim, own = rested(self.body, lambda: starts(rng, places, self.body.boxes, self.region))
         mocap = np.concatenate([own.reshape(-1, 7), np.tile(PARKED, (2, 1))])
         things = self.laid(places, yaw, np.ones(2, bool))
         return Start(np.concatenate([qpos, things]), mocap, aim, np.zeros(1), PHRASES[rng.integers(len(PHRASES))])

@@ -11,7 +11,7 @@ from envs.mujoco.tasks.blocks import HOLD, LIFTED
 from envs.mujoco.tasks.grasping import AIMED, UP, Hand, approach, either
 from envs.mujoco.tasks.objects import FALLEN, RELEASE, ROOM, box, lasting
 from envs.mujoco.tasks.plans import Corner
-from envs.mujoco.tasks.reach import starts
+from envs.mujoco.tasks.reach import rested, starts
 from envs.mujoco.tasks.tabletop import COLOURS, PARKED, RGBA
 from envs.mujoco.tasks.twohands import LIGHT, TwoHands, across, choose
 from envs.mujoco.variation import Shape
@@ -71,8 +71,7 @@ class Transfer(TwoHands):
         places, yaw = np.zeros((4, 3)), np.zeros(4)
         spots = rng.uniform(self.middles[:, 0], self.middles[:, 1], (2, 2)) * [[1.0, 1.0], [1.0, -1.0]]
         places[colours], yaw[colours] = np.column_stack([spots, np.full(2, BAR[2])]), rng.uniform(-YAW, YAW, 2)
-        tools = starts(rng, places[colours], self.body.boxes, self.region)
-        qpos, aim, own = self.body.rest(tools)
+        qpos, aim, own = rested(self.body, lambda: starts(rng, places[colours], self.body.boxes, self.region))
         things = self.laid(places, yaw, np.isin(np.arange(4), colours))
         mocap = np.concatenate([own.reshape(-1, 7), np.tile(PARKED, (2, 1))])
         phrase = PHRASES[rng.integers(len(PHRASES))].format(c=COLOURS[colours[giver]])
