@@ -96,7 +96,7 @@ def test_scenes_name_what_is_there(kind: type[Pick] | type[PutOn] | type[Stack])
 
 def test_two_hands_begin_only_where_both_can_be() -> None:
     task = task_of("gr1_transfer", {})
-    out_of_reach = np.array([[0.136, 0.1, 0.2], [0.136, -0.13, 0.193]])
+    out_of_reach = np.array([[0.37, 0.1, 0.15], [0.133, -0.12, 0.173]])
     with pytest.raises(ValueError, match="out of reach"):
         UpperBody().rest(out_of_reach)
     for env in range(120):  # among these are such draws, which are drawn again
