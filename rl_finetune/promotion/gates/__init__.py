@@ -1,0 +1,1 @@
+"""One gate, one file: a pure function of evidence and its settings."""

@@ -1,0 +1,1 @@
+"""Bundles, stages and the ledger that tells how each got there."""

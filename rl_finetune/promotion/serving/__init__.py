@@ -1,0 +1,1 @@
+"""The policy server: openpi's websocket wire in front of a bundle."""

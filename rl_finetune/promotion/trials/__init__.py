@@ -1,0 +1,1 @@
+"""Blinded trials on real robots, stopped as soon as the evidence suffices."""
