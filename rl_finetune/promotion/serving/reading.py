@@ -1,0 +1,246 @@
+"""From a decoded message to a typed reading: the one place where a client's dict is looked into. numpy and PIL only.
+
+Keys that are taken (anything else is ignored, since robot clients also send what this policy does not look at):
+
+    <view>, observation/<view>, images: {<view>: ...}   a picture for every view that the embodiment names
+    observation/image                                   the same, where it names only one
+    prompt                                              the instruction in words
+    embodiment                                          robot tag; may be left out where the bundle has only one
+    time                                                seconds on any clock of the client that only runs forward
+    reset                                               true where this observation begins an episode
+    episode, seed                                       whole numbers that key the noise
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from rl_finetune.types import ImageArray, Observation
+
+CHANNELS = 3
+LEAST_SIDE = 8
+"""Pixels: below that it is no picture."""
+LARGEST = 2**63 - 1
+"""What a seed or the number of an episode may be."""
+SHOWN = 60
+"""Characters of what was got that an error repeats."""
+
+
+class RequestError(Exception):
+    """One thing in a message that cannot be used; the connection goes on. `str` is the line that the client is sent."""
+
+    def __init__(self, what: str, *, got: object, expected: object) -> None:
+        self.what, self.got, self.expected = what, got, expected
+        super().__init__(f"{what}: got {got}; expected {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a message of one embodiment must show."""
+
+    tag: str
+    """Robot tag."""
+    views: tuple[str, ...]
+    """Cameras, in the policy's order."""
+    image_size: int
+    """Side of the policy's square pictures, pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one robot saw and was told, checked; pictures have the policy's size."""
+
+    images: Mapping[str, ImageArray]
+    """View -> [h, w, 3] uint8 RGB, perhaps read-only."""
+    prompt: str
+    """Task in words."""
+    embodiment: str
+    """Robot tag."""
+    time: float | None = None
+    """Seconds on the client's clock when the pictures were taken; None where it does not say."""
+    reset: bool = False
+    """Whether an episode begins with it."""
+    episode: int | None = None
+    """Number of the episode, where the client counts them."""
+    seed: int | None = None
+    """Seed of the noise, where the client wants its own."""
+
+    def observation(self) -> Observation:
+        """Of one robot, N = 1."""
+        images = {view: image[None] for view, image in self.images.items()}
+        return Observation(images=images, instruction=(self.prompt,), embodiment=self.embodiment)
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Reads messages for the bodies of one bundle."""
+
+    bodies: Mapping[str, Body]
+    """Robot tag -> what it shows."""
+    prompt_chars: int = 500
+    """Longest instruction."""
+    largest_side: int = 2048
+    """Pixels of the longer side of a picture."""
+
+    def read(self, message: object) -> Reading:
+        """Check a message.
+
+        Raises:
+            RequestError: the first thing that is wrong with it.
+        """
+        if not isinstance(message, dict):
+            raise RequestError("message", got=type(message).__name__, expected="a dict of observations")
+        body = self._body(message.get("embodiment"))
+        return Reading(
+            images={view: self._image(message, view, body) for view in body.views},
+            prompt=self._prompt(message.get("prompt")),
+            embodiment=body.tag,
+            time=_seconds(message.get("time")),
+            reset=_flag("reset", message.get("reset")),
+            episode=_number("episode", message.get("episode")),
+            seed=_number("seed", message.get("seed")),
+        )
+
+    def _body(self, tag: object) -> Body:
+        known = ", ".join(sorted(self.bodies))
+        if tag is None and len(self.bodies) == 1:
+            return next(iter(self.bodies.values()))
+        if not isinstance(tag, str) or tag not in self.bodies:
+            raise RequestError("'embodiment'", got=_brief(tag), expected=f"one of {known}")
+        return self.bodies[tag]
+
+    def _image(self, message: Mapping[object, object], view: str, body: Body) -> ImageArray:
+        keys = [view, f"observation/{view}"] + (["observation/image"] if len(body.views) == 1 else [])
+        nested = message.get("images")
+        found = [(key, message[key]) for key in keys if key in message]
+        if isinstance(nested, dict) and view in nested:
+            found.append((f"images/{view}", nested[view]))
+        if not found:
+            ways = " or ".join(map(repr, keys))
+            raise RequestError(f"picture of view {view!r}", got=f"none among {_names(message)}", expected=f"key {ways}")
+        if len(found) > 1:
+            twice = " and ".join(repr(key) for key, _ in found)
+            raise RequestError(f"picture of view {view!r}", got=f"two, {twice}", expected="one of them")
+        key, value = found[0]
+        return resized(picture(key, value, self.largest_side), body.image_size)
+
+    def _prompt(self, text: object) -> str:
+        if not isinstance(text, str):
+            raise RequestError("'prompt'", got=_brief(text), expected="the instruction as text")
+        if not 0 < len(text) <= self.prompt_chars:
+            raise RequestError("'prompt'", got=f"{len(text)} characters", expected=f"1 to {self.prompt_chars}")
+        # The tokenizer would take <|image_pad|> in a text for a picture.
+        if "<|" in text or not text.isprintable():
+            raise RequestError("'prompt'", got=_brief(text), expected="one printable line without '<|'")
+        return text
+
+
+def bodies(metadata: Mapping[str, object]) -> dict[str, Body]:
+    """What the server's metadata says of each embodiment: `{"embodiments": {tag: {"views", "image_size", ...}}}`.
+
+    Raises:
+        ValueError: it does not say it so.
+    """
+    found = metadata.get("embodiments")
+    if not isinstance(found, Mapping) or not found:
+        raise ValueError(f"metadata['embodiments']: got {_brief(found)}; expected tag -> description")
+    return {tag: Body(tag, tuple(said["views"]), int(said["image_size"])) for tag, said in found.items()}
+
+
+def picture(key: str, value: object, largest_side: int) -> ImageArray:
+    """[h, w, 3] uint8 from what openpi's clients send: HWC or CHW, uint8 or floats within 0..1.
+
+    CHW is told by a first axis of three where the last has another length. Floats are multiplied by 255 and rounded.
+
+    Raises:
+        RequestError: another type or shape, sides out of bounds, or numbers that are not finite or beyond 0..1.
+    """
+    what = f"picture {key!r}"
+    if not isinstance(value, np.ndarray):
+        raise RequestError(what, got=_brief(value), expected="an array")
+    shape = value.shape
+    if len(shape) == 3 and shape[0] == CHANNELS != shape[2]:
+        value = value.transpose(1, 2, 0)
+    if value.ndim != 3 or value.shape[2] != CHANNELS:
+        raise RequestError(what, got=f"shape {shape}", expected="[height, width, 3] or [3, height, width]")
+    if min(value.shape[:2]) < LEAST_SIDE or max(value.shape[:2]) > largest_side:
+        sides = f"{value.shape[0]} x {value.shape[1]} pixels"
+        raise RequestError(what, got=sides, expected=f"sides of {LEAST_SIDE} to {largest_side} pixels")
+    if value.dtype == np.uint8:
+        return np.ascontiguousarray(value)
+    if value.dtype.kind != "f":
+        raise RequestError(what, got=f"dtype {value.dtype}", expected="uint8, or floats within 0..1")
+    low, high = float(value.min()), float(value.max())  # NaN goes through min and max, and fails the comparison
+    if not (low >= 0 and high <= 1):
+        raise RequestError(what, got=f"floats within {low:.3g}..{high:.3g}", expected="uint8, or floats within 0..1")
+    return np.rint(value.astype(np.float32) * 255).astype(np.uint8)
+
+
+def resized(image: ImageArray, side: int) -> ImageArray:
+    """[side, side, 3]: scaled to fit (bilinear, with antialiasing) and padded with black, as openpi's clients do it.
+
+    Args:
+        image: [h, w, 3] uint8.
+        side: pixels.
+    """
+    height, width = image.shape[:2]
+    if height == width == side:
+        return image
+    scale = side / max(height, width)
+    size = max(round(width * scale), 1), max(round(height * scale), 1)
+    small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
+    canvas = Image.new("RGB", (side, side))
+    canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def _seconds(value: object) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+        raise RequestError("'time'", got=_brief(value), expected="seconds as a number")
+    # An int too large for a float is no time either.
+    seconds = float(value) if abs(value) < LARGEST else float("inf")
+    if not np.isfinite(seconds) or seconds < 0:
+        raise RequestError("'time'", got=seconds, expected="finite seconds >= 0")
+    return seconds
+
+
+def _flag(key: str, value: object) -> bool:
+    if value is None:
+        return False
+    if not isinstance(value, bool | np.bool_):
+        raise RequestError(f"{key!r}", got=_brief(value), expected="true or false")
+    return bool(value)
+
+
+def _number(key: str, value: object) -> int | None:
+    if value is None:
+        return None
+    number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else -1
+    if not 0 <= number <= LARGEST:
+        raise RequestError(f"{key!r}", got=_brief(value), expected="a whole number from 0 to 2^63 - 1")
+    return number
+
+
+def _names(message: Mapping[object, object]) -> str:
+    return _cut(", ".join(_brief(key) for key in list(message)[:8])) or "no keys"
+
+
+def _brief(value: object) -> str:
+    """What was got, in a few characters that are safe in a log."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {value.shape}"
+    if value is None:
+        return "nothing"
+    if isinstance(value, str | bytes):
+        return _cut(ascii(value[:SHOWN]))
+    return ascii(value) if isinstance(value, int | float | np.generic) else type(value).__name__
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
