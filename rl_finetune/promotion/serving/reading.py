@@ -174,8 +174,8 @@ def picture(key: str, value: object, largest_side: int) -> ImageArray:
         return np.ascontiguousarray(value)
     if value.dtype.kind != "f":
         raise RequestError(what, got=f"dtype {value.dtype}", expected="uint8, or floats within 0..1")
-    low, high = float(value.min()), float(value.max())  # NaN goes through min and max, and fails the comparison
-    if not (low >= 0 and high <= 1):
+    low, high = float(value.min()), float(value.max())
+    if not (low >= 0 and high <= 1):  # NaN goes through min and max, and fails the comparison
         raise RequestError(what, got=f"floats within {low:.3g}..{high:.3g}", expected="uint8, or floats within 0..1")
     return np.rint(value.astype(np.float32) * 255).astype(np.uint8)
 
@@ -201,10 +201,9 @@ def resized(image: ImageArray, side: int) -> ImageArray:
 def _seconds(value: object) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         raise RequestError("'time'", got=_brief(value), expected="seconds as a number")
-    # An int too large for a float is no time either.
-    seconds = float(value) if abs(value) < LARGEST else float("inf")
+    seconds = float(value)
     if not np.isfinite(seconds) or seconds < 0:
         raise RequestError("'time'", got=seconds, expected="finite seconds >= 0")
     return seconds
