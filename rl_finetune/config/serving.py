@@ -1,0 +1,86 @@
+"""Settings of the policy server."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rl_finetune.config.section import Section
+
+
+class NetworkSection(Section):
+    """Who may connect, and how much each may cost."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but loopback needs an API key."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port; 0 takes a free one."""
+    api_key_env: str = "RL_FINETUNE_API_KEY"
+    """Environment variable that holds the key of robot clients; unset is no key."""
+    api_key_file: str | None = None
+    """File that holds it instead."""
+    admin_key_env: str = "RL_FINETUNE_ADMIN_KEY"
+    """Environment variable that holds the key for swapping and rolling back over the network; unset is no such way."""
+    message_bytes: int = Field(2_097_152, ge=1024)
+    """Longest message. Two pictures of 224 x 224 pixels are 0.3 MB, two of 640 x 480 are 1.8 MB."""
+    connections: int = Field(64, ge=1)
+    """Clients at a time."""
+    connections_per_address: int = Field(32, ge=1)
+    """Clients at a time from one address."""
+    knocking: int = Field(128, ge=1)
+    """Sockets that may be in the opening handshake; of more, the one that has taken longest is cut."""
+    open_timeout: float = Field(5.0, gt=0)
+    """Seconds that an opening handshake may take."""
+    message_timeout: float = Field(5.0, gt=0)
+    """Seconds from the first byte of a message to its last, and that a reply may take to leave."""
+    idle_timeout: float = Field(600.0, gt=0)
+    """Seconds without a message after which a client is let go."""
+    ping_interval: float = Field(20.0, gt=0)
+    """Seconds between keepalive pings; a pong may take as long."""
+    drain: float = Field(10.0, ge=0)
+    """Seconds that requests under way may take to finish when the server is stopped."""
+
+
+class BatchingSection(Section):
+    """How requests of several clients meet."""
+
+    max_batch: int = Field(8, ge=1)
+    """Most requests that the policy computes together."""
+    max_wait: float = Field(0.002, ge=0)
+    """Seconds that a request waits for others, while a client that could ask has not."""
+    queue: int = Field(64, ge=1)
+    """Requests that may wait; further ones are told that the server is busy."""
+    deadline: float = Field(10.0, gt=0)
+    """Seconds after which a request that has not been answered is given up."""
+
+
+class ReadingSection(Section):
+    """What a message may say."""
+
+    prompt_chars: int = Field(500, ge=1)
+    """Longest instruction."""
+    largest_side: int = Field(2048, ge=8)
+    """Pixels of the longer side of a picture."""
+
+
+class ServeSection(Section):
+    """The server in front of the policy."""
+
+    network: NetworkSection = NetworkSection()
+    """Who may connect."""
+    batching: BatchingSection = BatchingSection()
+    """How requests meet."""
+    reading: ReadingSection = ReadingSection()
+    """What they may say."""
+    follow: float = Field(1.0, gt=0)
+    """Seconds between looks at the registry's pointer, whose bundle is served as soon as it changes."""
+
+
+class ServeConfig(Section):
+    """Everything that `rl-finetune serve` does."""
+
+    bundle: str | None = None
+    """Folder of the bundle to serve; null serves what the registry has promoted, and follows it."""
+    registry: str | None = None
+    """Folder of the registry."""
+    serve: ServeSection = ServeSection()
+    """The server."""

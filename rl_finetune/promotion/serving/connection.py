@@ -1,0 +1,116 @@
+"""A connection that can be given up on: before it has said what it wants, and in the middle of a message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from websockets.asyncio.server import ServerConnection
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import State
+
+from rl_finetune.config.serving import NetworkSection
+
+HANDSHAKE_BYTES = 16_384
+"""Longest opening handshake; websockets by itself would keep a megabyte of headers for every socket."""
+SLOW = 1008
+"""Close code: policy violation (RFC 6455, 7.4.1)."""
+TURNED_AWAY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\r\n"
+    b"too many handshakes at a time, or one that is long.\n"
+)
+_DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+
+
+class Knocking:
+    """Sockets whose opening handshake is not done, oldest first.
+
+    Whoever opens thousands of sockets and says nothing pushes out his own; an honest client is through in milliseconds.
+    """
+
+    def __init__(self, most: int, refused: Callable[[str], None]) -> None:
+        self._most, self._refused = most, refused
+        self._sockets: OrderedDict[GuardedConnection, None] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._sockets)
+
+    def add(self, connection: GuardedConnection) -> None:
+        """One more; of too many the oldest goes."""
+        self._sockets[connection] = None
+        if len(self._sockets) > self._most:
+            oldest, _ = self._sockets.popitem(last=False)
+            self._refused("knocking")
+            oldest.turn_away()
+
+    def remove(self, connection: GuardedConnection) -> None:
+        """It has said what it wants, or has gone."""
+        self._sockets.pop(connection, None)
+
+
+class GuardedConnection(ServerConnection):
+    """websockets' own connection with a clock on every message."""
+
+    def __init__(
+        self, *args: Any, network: NetworkSection, knocking: Knocking, refused: Callable[[str], None], **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.on_leaving: Callable[[], None] | None = None
+        """Called once when the socket has closed."""
+        self._network, self._knocking, self._refused = network, knocking, refused
+        self._fragmented = False
+        self._heard = 0
+        self._begun: asyncio.TimerHandle | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def turn_away(self) -> None:
+        """Answer a socket that is still in the handshake, and close it."""
+        self.transport.write(TURNED_AWAY)
+        self.transport.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._knocking.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._knocking.remove(self)
+        self._set_clock(False)
+        super().connection_lost(exc)
+        if self.on_leaving is not None:
+            self.on_leaving()
+            self.on_leaving = None
+
+    def data_received(self, data: bytes) -> None:
+        """Start the clock with the first bytes of a message; `process_event` stops it with the last."""
+        if self.request is None:
+            self._heard += len(data)
+            if self._heard > HANDSHAKE_BYTES:
+                self._refused("handshake")
+                self.turn_away()
+                return
+        elif self._begun is None and self.state is State.OPEN:
+            self._set_clock(True)
+        super().data_received(data)
+
+    def process_event(self, event: Any) -> None:
+        super().process_event(event)
+        if isinstance(event, Request):
+            self._knocking.remove(self)
+        elif isinstance(event, Frame):
+            if event.opcode in _DATA:
+                self._fragmented = not event.fin
+            if not self._fragmented:
+                self._set_clock(False)
+
+    def _set_clock(self, running: bool) -> None:
+        if self._begun is not None:
+            self._begun.cancel()
+        self._begun = self.loop.call_later(self._network.message_timeout, self._give_up) if running else None
+
+    def _give_up(self) -> None:
+        self._refused("slow")
+        reason = f"slow: expected a whole message within {self._network.message_timeout:g} s"
+        self._closing = self.loop.create_task(self.close(SLOW, reason))
