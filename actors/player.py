@@ -12,6 +12,7 @@ import torch
 import envs
 from actors.evaluator import EpisodeResults, Shuffle, run_episodes, together
 from actors.film import Film, film_episodes
+from actors.watching import MotionLog, Watch, joined
 from envs import VectorEnv
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import World
@@ -60,6 +61,8 @@ class Player:
             guide(self.policy, policy.guidance)
         self.policy.to(device_for(gpus))
         bodies = [handshake(self.policy.config.embodiments, env.spec) for env in built]
+        for env in built:
+            self.policy.make_room_for(env.spec)
         self.seats = tuple(map(Seat, worlds, built, bodies))
 
     def play(
@@ -72,15 +75,22 @@ class Player:
         env = self.seats[world].env
         if prompt_as is not None:
             self.policy.make_room(SWAP_TOKENS)
-        padded = np.resize(episodes, -(-len(episodes) // env.num_envs) * env.num_envs)
         parts = [
             run_episodes(
-                self.policy, env, self._keys(ids), temperature=self.settings.temperature, shuffle=shuffle,
-                prompt_as=prompt_as,
+                self.policy, env, keys, temperature=self.settings.temperature, shuffle=shuffle, prompt_as=prompt_as
             )
-            for ids in padded.reshape(-1, env.num_envs)
-        ]  # fmt: skip
+            for keys in self._rounds(env, episodes)
+        ]
         return together(parts).first(len(episodes))
+
+    def watch(self, world: int, episodes: IntArray) -> tuple[EpisodeResults, MotionLog]:
+        """The same episodes as they are, and how the body moved in them."""
+        parts, logs = [], []
+        with Watch(self.seats[world].env) as env:
+            for keys in self._rounds(env, episodes):
+                parts.append(run_episodes(self.policy, env, keys, temperature=self.settings.temperature))
+                logs.append(env.log())
+        return together(parts).first(len(episodes)), joined(logs).first(len(episodes))
 
     def film(self, world: int, episodes: IntArray) -> list[Film]:
         """The same held-out episodes, frame by frame."""
@@ -93,6 +103,11 @@ class Player:
         """Release the renderers."""
         for seat in self.seats:
             seat.env.close()
+
+    def _rounds(self, env: VectorEnv, episodes: IntArray) -> list[SeedKeys]:
+        """Keys of as many episodes as there are environments, again and again; the last round is padded."""
+        padded = np.resize(episodes, -(-len(episodes) // env.num_envs) * env.num_envs)
+        return [self._keys(ids) for ids in padded.reshape(-1, env.num_envs)]
 
     def _keys(self, episodes: IntArray) -> SeedKeys:
         return SeedKeys(self.settings.seed, episodes, np.zeros_like(episodes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 import envs
 from actors.evaluator import Shuffle, run_episodes
+from rl_finetune.errors import UserError
 from rl_finetune.metrics.intervals import wilson
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.types import SeedKeys
@@ -52,3 +54,16 @@ def test_it_is_small_and_complete() -> None:
     files = [p for p in FOLDER.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 16 * 1024**2
     assert {"config.json", "model.safetensors", "normalisation.json", "README.md"} <= {p.name for p in files}
+
+
+@pytest.mark.parametrize("name", ["widowx_reach", "aloha_reach", "rover_navigate"])
+def test_it_understands_requests_that_are_longer_than_any_it_was_trained_on(name: str) -> None:
+    """A reworded task needs more tokens than the checkpoint's contexts have."""
+    policy = QwenVLAPolicy.from_pretrained(FOLDER.with_name("qwen-vla-tiny-everyone"))
+    with envs.make(name, 1, perturb="paraphrase") as env:
+        task = max(env.spec.tasks, key=len)
+        asked = replace(env.reset(SeedKeys(0, np.zeros(1, np.int64), np.zeros(1, np.int64))), instruction=(task,))
+        with pytest.raises(UserError, match="prompt is longer"):
+            policy.encode(asked)
+        policy.make_room_for(env.spec)
+        assert policy.encode(asked).mask.sum() > policy.config.context_tokens[env.spec.embodiment.tag]

@@ -79,8 +79,17 @@ def lights(rng: np.random.Generator) -> Light:
 
 def reworded(task: Variable, instruction: str, rng: np.random.Generator) -> str:
     """The same request in words that share no template with training's."""
+    return _worded(task.wordings[rng.integers(len(task.wordings))], instruction)
+
+
+def rewordings(task: Task) -> tuple[str, ...]:
+    """Everything that `reworded` may say."""
+    said = [_worded(wording, instruction) for instruction in task.spec.tasks for wording in task.wordings]
+    return tuple(dict.fromkeys(said))
+
+
+def _worded(wording: str, instruction: str) -> str:
     named = re.findall("|".join(COLOURS), instruction)
-    wording = task.wordings[rng.integers(len(task.wordings))]
     return wording.format(i=instruction, **dict(zip("cd", named, strict=False)))
 
 

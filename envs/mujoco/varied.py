@@ -66,6 +66,8 @@ class Varied(Task):
         self.spec, self.views, self.memory, self.measured = inner.spec, inner.views, inner.memory, inner.measured
         self.timestep, self.substeps = inner.timestep, inner.substeps
         self._axes, self._action = suites.axes(inner, wish.suite), inner.spec.embodiment.action
+        if "paraphrase" in self._axes:
+            self.spec = replace(inner.spec, tasks=suites.rewordings(inner))
         self._far = inner.elsewhere() if "position" in self._axes else None
         self._litter = suites.LITTER if "distractors" in self._axes else ()
         self._last = self._action.channels if "latency" in wish.kinds else 0

@@ -7,7 +7,7 @@ This is the one file that imports transformers. The image processor and the prom
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -74,12 +74,15 @@ class Backbone(nn.Module):
             tokenizer: its tokenizer, which knows the view tags.
             max_tokens: L.
             lengths: robot tag -> another L, for bodies that have one.
+
+        `spare` tokens may be added to every L, for words that are put behind an instruction.
         """
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.lengths = dict(lengths)
+        self.spare = 0
         self._rows: dict[tuple[str, int, int, int], _PromptRow] = {}
 
     @property
@@ -105,7 +108,7 @@ class Backbone(nn.Module):
                 do="set the environment's image_size accordingly",
             )
         grid = torch.tensor([[1, height // vision.patch_size, width // vision.patch_size]])
-        length = self.lengths.get(observation.embodiment, self.max_tokens)
+        length = self.lengths.get(observation.embodiment, self.max_tokens) + self.spare
         rows = [self._row(body, text, grid, length) for text in observation.instruction]
         device = self.device
         return BackboneInputs(
@@ -115,6 +118,12 @@ class Backbone(nn.Module):
             pixels=patchify(pictures.reshape(-1, height, width, 3), vision).to(device),
             grid=grid.expand(len(rows) * len(body.views), 3).to(device),
         )
+
+    def fit(self, body: EmbodimentSpec, tasks: Sequence[str], image_size: int) -> None:
+        """Raise L of that body where one of its tasks needs more."""
+        side = self.visual_tokens(image_size)
+        needed = [self.count(prompt(body, task, side)) for task in tasks]
+        self.lengths[body.tag] = max([self.lengths.get(body.tag, self.max_tokens), *needed])
 
     def count(self, text: str) -> int:
         """Tokens of a prompt."""

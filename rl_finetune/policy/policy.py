@@ -31,7 +31,7 @@ from rl_finetune.policy.laws import ODE, FlowSDE, Law
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles, channel_mask
 from rl_finetune.policy.sampler import Noise, Spread, Transition, Velocity, draw_noise, sample, sample_ode, score
-from rl_finetune.spec import EmbodimentSpec
+from rl_finetune.spec import EmbodimentSpec, EnvSpec
 from rl_finetune.types import ActionChunk, Context, IntArray, Observation, SeedKeys
 
 if TYPE_CHECKING:
@@ -210,8 +210,13 @@ class QwenVLAPolicy(nn.Module):
     def make_room(self, tokens: int) -> None:
         """Let prompts be that many tokens longer than the config says; a policy without its backbone has none."""
         if self.backbone is not None:
-            self.backbone.max_tokens = self.config.max_context_tokens + tokens
-            self.backbone.lengths = {tag: length + tokens for tag, length in self.config.context_tokens.items()}
+            self.backbone.spare = max(self.backbone.spare, tokens)
+
+    def make_room_for(self, spec: EnvSpec) -> None:
+        """Let the prompts of that environment be as long as its longest task: reworded ones may be longer than any that
+        was trained on."""
+        if self.backbone is not None:
+            self.backbone.fit(self.body(spec.embodiment.tag), spec.tasks, spec.image_size)
 
     def look(self, observation: Observation, prompt_as: str | None = None) -> Seen:
         """`encode` as this policy acts: with advice in the prompt too where it is guided."""
