@@ -18,7 +18,7 @@ class Gain:
     points: float
     """100 * (success after - success before)."""
     interval: tuple[float, float]
-    """95 % interval of `points`."""
+    """Interval of `points`, 95 % where nothing else is said."""
     episodes: int
     """Paired episodes."""
     won: int
