@@ -9,7 +9,6 @@ from typing import Any
 
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
 from websockets.protocol import State
 
 from rl_finetune.config.serving import NetworkSection
@@ -47,7 +46,7 @@ class Knocking:
             oldest.turn_away()
 
     def remove(self, connection: GuardedConnection) -> None:
-        """It has said what it wants, or has gone."""
+        """It has become a client, or has gone."""
         self._sockets.pop(connection, None)
 
 
@@ -58,8 +57,7 @@ class GuardedConnection(ServerConnection):
         self, *args: Any, network: NetworkSection, knocking: Knocking, refused: Callable[[str], None], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.on_leaving: Callable[[], None] | None = None
-        """Called once when the socket has closed."""
+        self._leaving: Callable[[], None] = lambda: None
         self._network, self._knocking, self._refused = network, knocking, refused
         self._fragmented = False
         self._heard = 0
@@ -67,9 +65,15 @@ class GuardedConnection(ServerConnection):
         self._closing: asyncio.Task[None] | None = None
 
     def turn_away(self) -> None:
-        """Answer a socket that is still in the handshake, and close it."""
-        self.transport.write(TURNED_AWAY)
+        """Close a socket that is no client; it is told why, unless it has had an answer already."""
+        if self.response is None:
+            self.transport.write(TURNED_AWAY)
         self.transport.close()
+
+    def seat(self, leaving: Callable[[], None]) -> None:
+        """It is a client now; `leaving` is called once when its socket has closed."""
+        self._knocking.remove(self)
+        self._leaving = leaving
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -79,9 +83,7 @@ class GuardedConnection(ServerConnection):
         self._knocking.remove(self)
         self._set_clock(False)
         super().connection_lost(exc)
-        if self.on_leaving is not None:
-            self.on_leaving()
-            self.on_leaving = None
+        self._leaving()
 
     def data_received(self, data: bytes) -> None:
         """Start the clock with the first bytes of a message; `process_event` stops it with the last."""
@@ -97,9 +99,7 @@ class GuardedConnection(ServerConnection):
 
     def process_event(self, event: Any) -> None:
         super().process_event(event)
-        if isinstance(event, Request):
-            self._knocking.remove(self)
-        elif isinstance(event, Frame):
+        if isinstance(event, Frame):
             if event.opcode in _DATA:
                 self._fragmented = not event.fin
             if not self._fragmented:

@@ -56,22 +56,26 @@ class Front:
             del response.headers["Content-Type"]
             response.headers["Content-Type"] = CONTENT_TYPE
             return response
-        return self._seat(connection) if path == CLIENT else None
+        return self._seat(connection, counted=path == CLIENT)
 
     def _health(self, connection: ServerConnection) -> Response:
         if self.stopping:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "stopping\n")
         return connection.respond(http.HTTPStatus.OK, "OK\n")
 
-    def _seat(self, connection: ServerConnection) -> Response | None:
+    def _seat(self, connection: ServerConnection, counted: bool) -> Response | None:
+        """Let it in; an operator needs no place, so that full rooms cannot keep him out."""
         assert isinstance(connection, GuardedConnection)
         if self.stopping:
             return self._refuse(connection, 503, "stopping", "the server is being stopped")
+        if not counted:
+            connection.seat(lambda: None)
+            return None
         address = str((connection.remote_address or ("",))[0])
         full = self._places.take(address)
         if full is not None:
             return self._refuse(connection, 503, "full", full)
-        connection.on_leaving = partial(self._places.give_back, address)
+        connection.seat(partial(self._places.give_back, address))
         return None
 
     def _refuse(self, connection: ServerConnection, status: int, kind: str, text: str) -> Response:
