@@ -9,6 +9,8 @@ Keys that are taken (anything else is ignored, since robot clients also send wha
     time                                                seconds on any clock of the client that only runs forward
     reset                                               true where this observation begins an episode
     episode, seed                                       whole numbers that key the noise
+    ahead                                               steps of the last reply that are still to be executed when the
+                                                        pictures are taken; the next reply begins after them
 """
 
 from __future__ import annotations
@@ -68,6 +70,8 @@ class Reading:
     """Number of the episode, where the client counts them."""
     seed: int | None = None
     """Seed of the noise, where the client wants its own."""
+    ahead: int = 0
+    """Steps of the last reply that the client has yet to execute."""
 
     def observation(self) -> Observation:
         """Of one robot, N = 1."""
@@ -103,6 +107,7 @@ class Reader:
             reset=_flag("reset", message.get("reset")),
             episode=_number("episode", message.get("episode")),
             seed=_number("seed", message.get("seed")),
+            ahead=_number("ahead", message.get("ahead")) or 0,
         )
 
     def _body(self, tag: object) -> Body:
