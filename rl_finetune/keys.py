@@ -23,6 +23,7 @@ class Stream(IntEnum):
     SUITE = 7
     RANDOMISATION = 8
     ACTION_NOISE = 9
+    TRIALS = 10
 
 
 def generator(seed: int, stream: Stream, env: int, episode: int, chunk: int = 0) -> np.random.Generator:
