@@ -1,4 +1,4 @@
-"""Keeps a command within limits of place, speed, acceleration and jerk, and always able to stop within them. numpy only.
+"""Keeps a command within limits of place, speed, acceleration and jerk, and able to stop within them. numpy only.
 
 All numbers count in control steps: speed in units a step, push (acceleration) in units a step^2. The command is the
 polygon of its places x, with v' = x' - x and a' = v' - v, the differences that a robot's interface sees.
@@ -84,7 +84,7 @@ class Bounds:
         return least + reach.low, most + reach.high
 
     def widened(self, sure: Motion) -> Bounds:
-        """Wide enough for braking: `sure` is the first step of it. The same bounds for a command that is within them."""
+        """Wide enough for braking, of which `sure` is the first step; no wider for a command that can stop within."""
         reach = stopping(sure, self)
         least, most = self.ends(sure, reach)
         return replace(
