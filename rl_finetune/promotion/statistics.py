@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import gt, lt
+from operator import and_, gt, lt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ Counts = int | NDArray[np.int64]
 """Episodes, of one outcome or of many."""
 
 
+@lru_cache
 def z_of(level: float) -> float:
     """Quantile of the normal distribution that is exceeded with chance `level`."""
     return float(norm.isf(level))
@@ -43,9 +44,14 @@ def score_gain(before: Sequence[bool], after: Sequence[bool], level: float) -> G
     n = len(before)
     if n == 0 or len(after) != n:
         raise ValueError(f"episodes to pair: got {n} before, {len(after)} after; expected as many, at least 1")
-    won, lost = sum(map(gt, after, before)), sum(map(lt, after, before))
+    won, lost = counts(before, after)
     low, high = score_interval(won, lost, n, level)
     return Gain(100 * (won - lost) / n, (100 * low, 100 * high), n, won, lost)
+
+
+def counts(before: Sequence[bool], after: Sequence[bool]) -> tuple[int, int]:
+    """Episodes that only the second succeeds in, and those that only the first does."""
+    return sum(map(gt, after, before)), sum(map(lt, after, before))
 
 
 @lru_cache(maxsize=200_000)
@@ -110,13 +116,32 @@ def least(near: Sequence[Estimate], far: Sequence[Estimate]) -> Estimate:
     return min(value for value, _ in near), (min(low for _, (low, _) in near), min(high for _, (_, high) in far))
 
 
-def difference(first: Estimate, second: Estimate) -> Estimate:
-    """first - second, by MOVER (Zou and Donner 2008, Stat. Med. 27:1693-1702), as if they were independent.
+def difference(first: Estimate, second: Estimate, correlation: float = 0.0) -> Estimate:
+    """first - second, by squaring and adding the distances to their limits.
 
-    Where both come from the same episodes they go together, and the interval is wider than it need be.
+    With a correlation r of the two estimates, distances s and t join to sqrt(s^2 + t^2 - 2 r s t) (method 10 of
+    Newcombe 1998, Stat. Med. 17:2635-2650).
     """
     (a, (a_low, a_high)), (b, (b_low, b_high)) = first, second
-    return a - b, (a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low))
+
+    def joined(s: float, t: float) -> float:
+        return math.sqrt(max(s * s + t * t - 2 * correlation * s * t, 0.0))
+
+    return a - b, (a - b - joined(a - a_low, b_high - b), a - b + joined(a_high - a, b - b_low))
+
+
+def correlation_of(pairs: Sequence[tuple[Sequence[bool], Sequence[bool]]]) -> float:
+    """Correlation of two policies' mean success over worlds, each weighing the same; 0 where one never varies.
+
+    Args:
+        pairs: successes of both in the same episodes of each world.
+    """
+    both = first = second = 0.0
+    for a, b in pairs:
+        n, p, q = len(a), sum(a) / len(a), sum(b) / len(b)
+        both += (sum(map(and_, a, b)) / n - p * q) / n
+        first, second = first + p * (1 - p) / n, second + q * (1 - q) / n
+    return both / math.sqrt(first * second) if first * second > 0 else 0.0
 
 
 def quantile(values: Sequence[float], share: float, level: float) -> tuple[float, tuple[float, float | None]]:
@@ -131,9 +156,14 @@ def quantile(values: Sequence[float], share: float, level: float) -> tuple[float
     if not values:
         raise ValueError("values: got none; expected at least 1")
     ordered, n = sorted(values), len(values)
-    below, above = int(binom.ppf(level, n, share)), int(binom.isf(level, n, share)) + 1
+    below, above = _ranks(n, share, level)
     low = ordered[below - 1] if below else 0.0
     return ordered[math.ceil(share * n) - 1], (low, ordered[above - 1] if above <= n else None)
+
+
+@lru_cache
+def _ranks(n: int, share: float, level: float) -> tuple[int, int]:
+    return int(binom.ppf(level, n, share)), int(binom.isf(level, n, share)) + 1
 
 
 def calls_needed(share: float, level: float) -> int:

@@ -104,9 +104,9 @@ def _check_world(record: WorldRecord) -> None:
     if n == 0 or len(record.incumbent) != n:
         got = f"{n} of the candidate, {len(record.incumbent)} of the incumbent"
         raise UserError(f"episodes of {label} do not pair", got=got, expected="as many of both, at least 1", do=REDO)
-    strange = [outcome for outcome in (*record.candidate, *record.incumbent) if type(outcome) is not bool]
+    strange = {type(outcome).__name__ for outcome in (*record.candidate, *record.incumbent)} - {"bool"}
     if strange:
-        raise UserError(f"successes of {label}", got=repr(strange[0]), expected="true or false", do=REDO)
+        raise UserError(f"successes of {label}", got=sorted(strange), expected="true or false only", do=REDO)
     lost = n - sum(record.candidate), n - sum(record.incumbent)
     if not 0 <= record.failed <= min(lost):
         got, expected = f"{record.failed} breakdowns, {lost} lost episodes", "breakdowns among those that both lost"

@@ -15,6 +15,7 @@ from rl_finetune.promotion.gates.base import (
     unperturbed,
 )  # fmt: skip
 from rl_finetune.promotion.records import NONE, Check, Evidence, WorldRecord
+from rl_finetune.promotion.statistics import counts, score
 
 SAID = {"promote": "shown not to lose", "hold": "not shown not to lose", "reject": "shown to lose"}
 
@@ -66,12 +67,17 @@ def _mean(suite: str, records: list[WorldRecord], missing: list[str], settings: 
 
 def _worst(suite: str, records: list[WorldRecord], settings: SuitesSection, cells: int) -> Check:
     margin, level = settings.margins.get(suite, settings.margin), settings.level / cells
-    gain, world = min(
-        ((gain_of([record], level), record.world) for record in records), key=lambda pair: pair[0].interval[1]
-    )
+    record = min(records, key=lambda record: _standing(record, -margin))
+    gain, world = gain_of([record], level), record.world
     lost = gain.interval[1] < -margin
     said = "shown to lose" if lost else "not shown to lose"
     reason = f"{world}: {counted(gain)}, the interval standing for {cells} at once: {said} more than {margin:g} points"
     return Check(
         "suites", f"{suite}/{world}", "hold" if lost else "promote", gain.points, gain.interval, -margin, POINTS, reason
     )
+
+
+def _standing(record: WorldRecord, bound: float) -> float:
+    """Standard errors by which its gain lies above the bound, in points; the least stands out most."""
+    won, lost = counts(record.incumbent, record.candidate)
+    return float(score(won, lost, len(record.candidate), bound / 100))

@@ -8,9 +8,10 @@ from rl_finetune.config.gates import WorstSection
 from rl_finetune.metrics.intervals import mean_over, wilson
 from rl_finetune.promotion.gates.base import POINTS, against, held, spoken, unperturbed
 from rl_finetune.promotion.records import Check, Evidence, WorldRecord
-from rl_finetune.promotion.statistics import Estimate, difference, least, z_of
+from rl_finetune.promotion.statistics import Estimate, correlation_of, difference, least, z_of
 
 SAID = {"promote": "shown to be above", "hold": "not shown to be above", "reject": "shown to be below"}
+WHO = ("candidate", "incumbent")
 Groups = dict[str, list[WorldRecord]]
 """Task or robot tag -> its records."""
 
@@ -19,9 +20,9 @@ def worst_gate(evidence: Evidence, settings: WorstSection) -> tuple[Check, ...]:
     """Four checks: the worst task and the worst embodiment, each against the floor and against the incumbent's worst.
 
     An embodiment's success is the mean over its worlds. Which is worst is not known but estimated, for either policy:
-    `statistics.least` has limits that hold nevertheless. The two worst are compared as if they came from different
-    episodes, for they may; that is on the safe side. Where no task may lose more than here the gate of tasks says as
-    much; it says more where a task has a wider margin of its own, for then that task must not become the worst of all.
+    `statistics.least` has limits that hold nevertheless. Where the same is worst for both, the episodes pair and their
+    correlation narrows the interval of the difference. Where no task may lose more than here the gate of tasks says as
+    much; this one says more where a task has a wider margin of its own: that task must not become the worst of all.
     """
     records = unperturbed(evidence)
     if not records:
@@ -34,14 +35,15 @@ def worst_gate(evidence: Evidence, settings: WorstSection) -> tuple[Check, ...]:
 
 
 def _checks(kind: str, groups: Groups, settings: WorstSection) -> tuple[Check, Check]:
-    ours, theirs = (_worst(groups, who, settings.level) for who in ("candidate", "incumbent"))
-    name = min(groups, key=lambda group: _success(groups[group], "candidate", settings.level)[0])
+    ours, theirs = (_worst(groups, who, settings.level) for who in WHO)
+    name, old = (min(groups, key=lambda group: _success(groups[group], who, settings.level)[0]) for who in WHO)
+    pairs = [(record.candidate, record.incumbent) for record in groups[name]]
     bar = settings.floor
     outcome = against(ours, bar, lambda: ours)
     floor = Check(
         "worst", kind, outcome, ours[0], ours[1], bar, POINTS, f"{name}: {spoken(ours)}: {SAID[outcome]} {bar:g} points"
     )
-    gap, bar = difference(ours, theirs), -settings.margin
+    gap, bar = difference(ours, theirs, correlation_of(pairs) if name == old else 0.0), -settings.margin
     outcome = against(gap, bar, lambda: gap)
     reason = f"{spoken(ours)}, the incumbent's worst {spoken(theirs)}: {gap[0]:+.1f} {SAID[outcome]} {bar:g} points"
     return floor, Check("worst", f"{kind}_against_incumbent", outcome, gap[0], gap[1], bar, POINTS, reason)
