@@ -154,7 +154,7 @@ class Envelope:
         if self.workspace is None or self.tools is None:
             return step, set()
         sure = brake(now, self.bounds)
-        if self._outside(step) <= max(self._outside(sure), TOUCH):
+        if self._outside(step) <= np.maximum(self._outside(sure), TOUCH):
             return step, set()
         return sure, {"workspace"}
 
@@ -188,8 +188,9 @@ def bounds_of(body: EmbodimentSpec, limits: Limits) -> Bounds:
     """
     rate, channels = body.action.rate, body.action.channels
     endless = (np.inf,) * channels
-    still = body.action.control == "trace"
-    rates = [(), (), ()] if still else [limits.velocity, limits.acceleration, limits.jerk]
+    rates: tuple[tuple[float, ...], ...] = ((), (), ())
+    if body.action.control != "trace":
+        rates = limits.velocity, limits.acceleration, limits.jerk
     speed, push, jerk = (np.array(r or endless) / rate**n for n, r in enumerate(rates, 1))
     low = np.array(limits.low or [-np.inf] * channels, np.float64)
     bounds = Bounds(low, np.array(limits.high or endless, np.float64), speed, push, jerk, framed(body))

@@ -178,7 +178,8 @@ def joins(now: Motion, wanted: Float64, bounds: Bounds, slack: Float64) -> BoolA
     """
     path = now.along(wanted)
     jerk = np.diff(path.push, axis=0, prepend=now.push[None])
-    return ((np.abs(jerk) <= bounds.jerk + 8 * slack) & bounds.hold(path, slack)).all(0)
+    kept: BoolArray = (np.abs(jerk) <= bounds.jerk + 8 * slack) & bounds.hold(path, slack)
+    return np.asarray(kept.all(0))
 
 
 def step(now: Motion, wanted: Float64, pace: Float64, bounds: Bounds) -> Motion:
