@@ -29,7 +29,7 @@ from rl_finetune.types import FloatArray
 
 HORIZON, CHANNELS = 8, 7
 VIEWS = ("ego", "wrist")
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which something that should have happened counts as hung."""
 
 
@@ -95,10 +95,10 @@ class PlainSession:
     number: int
     _chunk: int = -1
 
-    def ask(self, reading: Reading, now: float) -> ActRequest:
+    def ask(self, message: Reading, now: float) -> ActRequest:
         """Numbered."""
         self._chunk += 1
-        return ActRequest(reading.observation(), reading.seed or 0, self.number, reading.episode or 0, self._chunk)
+        return ActRequest(message.observation(), message.seed or 0, self.number, message.episode or 0, self._chunk)
 
     def answer(self, reply: ActReply, now: float) -> PlainAnswer:
         """As it is."""

@@ -27,7 +27,7 @@ class NetworkSection(Section):
     connections_per_address: int = Field(32, ge=1)
     """Clients at a time from one address."""
     knocking: int = Field(128, ge=1)
-    """Sockets that may be in the opening handshake; of more, the one that has taken longest is cut."""
+    """Sockets that may be in the opening handshake; of more, the address with the most loses its oldest."""
     open_timeout: float = Field(5.0, gt=0)
     """Seconds that an opening handshake may take."""
     message_timeout: float = Field(5.0, gt=0)

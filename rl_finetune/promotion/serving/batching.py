@@ -106,6 +106,10 @@ class Batcher:
             with suppress(ValueError):  # the usual case: the thread has taken it
                 self._waiting.remove(waiting)
 
+    def client_left(self) -> None:
+        """One client fewer could ask: perhaps nobody need be waited for any more."""
+        self._arrived.set()
+
     async def close(self) -> None:
         """Refuse what waits, and wait for the batch that is being computed."""
         self._stopped = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -25,29 +24,36 @@ _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 
 
 class Knocking:
-    """Sockets whose opening handshake is not done, oldest first.
+    """Sockets whose opening handshake is not done.
 
-    Whoever opens thousands of sockets and says nothing pushes out his own; an honest client is through in milliseconds.
+    Of too many, the address that has the most loses its oldest: whoever opens thousands of sockets and says nothing
+    pushes out his own, and an honest client, who is through in milliseconds, stays.
     """
 
     def __init__(self, most: int, refused: Callable[[str], None]) -> None:
         self._most, self._refused = most, refused
-        self._sockets: OrderedDict[GuardedConnection, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._sockets)
+        self._by_address: dict[str, dict[GuardedConnection, None]] = {}
+        self._count = 0
 
     def add(self, connection: GuardedConnection) -> None:
-        """One more; of too many the oldest goes."""
-        self._sockets[connection] = None
-        if len(self._sockets) > self._most:
-            oldest, _ = self._sockets.popitem(last=False)
+        """One more."""
+        self._by_address.setdefault(connection.address, {})[connection] = None
+        self._count += 1
+        if self._count > self._most:
+            most = max(self._by_address, key=lambda address: len(self._by_address[address]))
+            oldest = next(iter(self._by_address[most]))
+            self.remove(oldest)
             self._refused("knocking")
             oldest.turn_away()
 
     def remove(self, connection: GuardedConnection) -> None:
         """It has become a client, or has gone."""
-        self._sockets.pop(connection, None)
+        same = self._by_address.get(connection.address, {})
+        if connection in same:
+            del same[connection]
+            self._count -= 1
+            if not same:
+                del self._by_address[connection.address]
 
 
 class GuardedConnection(ServerConnection):
@@ -57,6 +63,8 @@ class GuardedConnection(ServerConnection):
         self, *args: Any, network: NetworkSection, knocking: Knocking, refused: Callable[[str], None], **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.address = ""
+        """Where it comes from, without the port."""
         self._leaving: Callable[[], None] = lambda: None
         self._network, self._knocking, self._refused = network, knocking, refused
         self._fragmented = False
@@ -66,7 +74,7 @@ class GuardedConnection(ServerConnection):
 
     def turn_away(self) -> None:
         """Close a socket that is no client; it is told why, unless it has had an answer already."""
-        if self.response is None:
+        if self.response is None and not self.protocol.eof_sent:
             self.transport.write(TURNED_AWAY)
         self.transport.close()
 
@@ -77,6 +85,7 @@ class GuardedConnection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.address = str((transport.get_extra_info("peername") or ("",))[0])
         self._knocking.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -55,7 +55,7 @@ class Answered(Protocol):
 class Conversation(Protocol):
     """One client's episodes: numbers chunks, remembers what was commanded, keeps to the limits."""
 
-    def ask(self, reading: Reading, now: float) -> ActRequest:
+    def ask(self, message: Reading, now: float) -> ActRequest:
         """What the policy is asked; `now` is the server's monotonic clock, seconds."""
 
     def answer(self, reply: ActReply, now: float) -> Answered:

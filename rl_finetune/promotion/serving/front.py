@@ -71,11 +71,10 @@ class Front:
         if not counted:
             connection.seat(lambda: None)
             return None
-        address = str((connection.remote_address or ("",))[0])
-        full = self._places.take(address)
+        full = self._places.take(connection.address)
         if full is not None:
             return self._refuse(connection, 503, "full", full)
-        connection.seat(partial(self._places.give_back, address))
+        connection.seat(partial(self._places.give_back, connection.address))
         return None
 
     def _refuse(self, connection: ServerConnection, status: int, kind: str, text: str) -> Response:

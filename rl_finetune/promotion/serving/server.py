@@ -149,6 +149,7 @@ class PolicyServer:
             pass
         finally:
             del self._talking[ws]
+            self._batcher.client_left()
             gone.cancel()
 
     async def _receive(self, ws: ServerConnection) -> str | bytes:

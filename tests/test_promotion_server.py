@@ -1,0 +1,410 @@
+"""The server in front of a stage that answers at once: replies, batches, keys, limits, swaps, an orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from benchmarks.serving import PATIENCE, InstantStage, Robot, observation, serving, until
+from rl_finetune.config import load
+from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeConfig, ServeSection
+from rl_finetune.errors import UserError
+from rl_finetune.promotion.serving.server import PolicyServer
+from rl_finetune.promotion.serving.swapping import Followed
+
+KEY, ADMIN = "a key of robots, 1234", "a key of operators, 5678"
+
+
+def settings(*, batching: dict[str, object] | None = None, follow: float = 0.02, **network: object) -> ServeSection:
+    """On a free port."""
+    return ServeSection(
+        network=NetworkSection(port=0, **network), batching=BatchingSection(**(batching or {})), follow=follow
+    )
+
+
+class Gate:
+    """Holds the inference thread until it is opened, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.open, self.entered, self.seen = threading.Event(), threading.Event(), []
+
+    def __call__(self, requests) -> None:
+        self.seen.append([int(next(iter(r.observation.images.values())).flat[0]) for r in requests])
+        self.entered.set()
+        assert self.open.wait(PATIENCE)
+
+
+class Asking(threading.Thread):
+    """One robot that asks once, in a thread of its own."""
+
+    def __init__(self, port: int, value: int, prompt: str = "reach") -> None:
+        super().__init__(daemon=True)
+        self.robot, self.value, self.prompt, self.reply = Robot(port), value, prompt, None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.reply = self.robot.send(observation(self.value) | {"prompt": self.prompt})
+        except ConnectionClosed as error:
+            self.reply = error
+
+    def result(self):
+        """Its reply."""
+        self.join(PATIENCE)
+        return self.reply
+
+    @property
+    def first(self) -> float:
+        """The first action of its chunk."""
+        return float(self.result()["actions"][0, 0])
+
+
+@contextmanager
+def one_waiting(gate: Gate, **batching: object):
+    """A server whose thread is held by a first robot's request, that robot, and the stage."""
+    stage = InstantStage(before=gate)
+    with serving(stage, settings(batching=batching)) as (port, server):
+        first = Asking(port, 1)
+        try:
+            assert gate.entered.wait(PATIENCE)
+            yield port, server, first, stage
+        finally:
+            gate.open.set()
+
+
+def waits(server: PolicyServer, count: int) -> bool:
+    """Whether so many requests wait in the queue."""
+    return until(lambda: f"rl_finetune_queued {count}\n" in server._page())
+
+
+def page(port: int, path: str = "/metrics", key: str | None = None) -> str:
+    """A page of the server."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
+    if key is not None:
+        request.add_header("Authorization", f"Api-Key {key}")
+    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+        return reply.read().decode()
+
+
+def status(port: int, path: str, key: str | None = None, **headers: str) -> int:
+    """HTTP status of an attempt to open a websocket."""
+    more = headers | ({} if key is None else {"Authorization": f"Api-Key {key}"})
+    try:
+        connect(f"ws://127.0.0.1:{port}{path}", additional_headers=more, open_timeout=PATIENCE).close()
+    except InvalidStatus as error:
+        return error.response.status_code
+    return 101
+
+
+def test_a_robot_gets_the_metadata_then_a_chunk_for_each_observation():
+    with serving(InstantStage(), settings()) as (port, _):
+        robot = Robot(port)
+        assert robot.metadata == {
+            "bundle": "first", "embodiments": {"widowx": {"views": ["ego", "wrist"], "image_size": 224}}
+        }  # fmt: skip
+        reply = robot.send(observation(9))
+        assert reply["actions"].dtype == np.float32 and reply["actions"].shape == (8, 7)
+        assert np.allclose(reply["actions"][:, 3], 9 + np.arange(8) / 1000)
+        assert (reply["bundle"], reply["held"], reply["interventions"]) == ("first", False, {"action": 1})
+        timing = reply["server_timing"]
+        assert timing["batch"] == 1 and 0 <= timing["infer_ms"] <= timing["total_ms"] < 1000 * PATIENCE
+
+
+def test_a_bad_request_costs_a_line_and_a_broken_frame_the_connection():
+    with serving(InstantStage(), settings()) as (port, _):
+        robot, other = Robot(port), Robot(port)
+        assert robot.send(observation() | {"prompt": 5}) == "'prompt': got 5; expected the instruction as text"
+        assert robot.honest(3) is None
+        assert robot.send(b"\xc1").startswith("frame: got")
+        with pytest.raises(ConnectionClosed, match="1007"):
+            robot.honest(3)
+        assert other.honest(4) is None
+        assert 'errors_total{kind="request"} 1' in page(port) and 'errors_total{kind="wire"} 1' in page(port)
+
+
+def test_what_a_policy_raises_is_told_without_its_insides(caplog):
+    def fail(requests) -> None:
+        raise RuntimeError("secret insides")
+
+    with serving(InstantStage(before=fail), settings()) as (port, _):
+        assert Robot(port).send(observation()) == "internal error; the server's log has it"
+    assert "secret insides" in caplog.text
+
+
+def test_requests_that_wait_are_computed_together_and_each_gets_its_own():
+    gate = Gate()
+    with one_waiting(gate, max_batch=2) as (port, server, first, _):
+        others = []
+        for value in (2, 3, 4):
+            others.append(Asking(port, value))
+            assert waits(server, len(others))
+        gate.open.set()
+        assert [robot.first for robot in (first, *others)] == [1, 2, 3, 4]
+        assert gate.seen == [[1], [2, 3], [4]]
+        assert [robot.reply["server_timing"]["batch"] for robot in (first, *others)] == [1, 2, 2, 1]
+
+
+def test_bodies_never_share_a_batch():
+    gate = Gate()
+    stage = InstantStage(before=gate)
+    bodies = {tag: {"views": ["ego"], "image_size": 64} for tag in ("a", "b")}
+    stage.metadata = lambda: {"bundle": "first", "embodiments": bodies}
+    with serving(stage, settings()) as (port, server):
+        asking = []
+        for number, tag in enumerate("abba"):
+            robot = Robot(port)
+            said = observation(number, 64) | {"embodiment": tag}
+            asking.append(threading.Thread(target=robot.send, args=(said,), daemon=True))
+            asking[-1].start()
+            assert gate.entered.wait(PATIENCE) if number == 0 else waits(server, number)
+        gate.open.set()
+        for thread in asking:
+            thread.join(PATIENCE)
+    assert gate.seen == [[0], [1, 2], [3]]
+
+
+def test_one_clients_fault_does_not_cost_the_others_of_its_batch_theirs():
+    gate = Gate()
+
+    def before(requests) -> None:
+        gate(requests)
+        if any("poison" in r.observation.instruction for r in requests):
+            raise UserError("prompt", got="poison", expected="none", do="change it")
+
+    with one_waiting(gate) as (port, server, first, stage):
+        stage.before = before
+        robots = [Asking(port, 2), Asking(port, 3, prompt="poison"), Asking(port, 4)]
+        assert waits(server, 3)
+        gate.open.set()
+        assert (first.first, robots[0].first, robots[2].first) == (1, 2, 4)
+        assert robots[1].result() == "prompt: got poison; expected none; change it"
+        assert [sorted(batch) for batch in gate.seen] == [[1], [2, 3, 4], *sorted(gate.seen[2:])]
+
+
+def test_a_lone_client_is_not_kept_waiting_for_company_but_two_are_brought_together():
+    stage = InstantStage()
+    with serving(stage, settings(batching={"max_wait": 30.0, "deadline": 60.0})) as (port, _):
+        began = time.monotonic()
+        alone = Robot(port)
+        assert alone.honest(1) is None
+        assert time.monotonic() - began < 25
+        robots = [Asking(port, 2), Asking(port, 3), Asking(port, 4)]
+        alone.close()  # three clients, and all three have asked: nobody waits the half minute out
+        assert [robot.first for robot in robots] == [2, 3, 4]
+        assert time.monotonic() - began < 25
+    assert sum(stage.batches) == 4
+
+
+def test_too_many_requests_are_told_that_the_server_is_busy():
+    gate = Gate()
+    with one_waiting(gate, queue=1) as (port, server, first, _):
+        second = Asking(port, 2)
+        assert waits(server, 1)
+        third = Asking(port, 3)
+        assert third.result() == "busy: got 1 requests waiting; expected fewer; ask again later"
+        gate.open.set()
+        assert (first.first, second.first) == (1, 2)
+        assert third.robot.honest(3) is None
+        assert 'errors_total{kind="busy"} 1' in page(port)
+
+
+def test_a_request_that_waits_too_long_is_given_up_and_never_computed():
+    gate = Gate()
+    with one_waiting(gate, deadline=0.2) as (port, server, first, _):
+        assert Asking(port, 2).result().startswith("late: no chunk within 0.2 s")
+        assert first.result().startswith("late")
+        assert waits(server, 0)
+        gate.open.set()
+        assert until(lambda: first.robot.honest(5) is None)
+    assert gate.seen[:2] == [[1], [5]]
+
+
+def test_a_client_that_leaves_takes_its_request_with_it():
+    gate = Gate()
+    with one_waiting(gate) as (port, server, first, _):
+        second = Asking(port, 2)
+        assert waits(server, 1)
+        second.robot.socket.socket.shutdown(2)
+        assert waits(server, 0)
+        gate.open.set()
+        assert first.first == 1
+        assert first.robot.honest(9) is None
+        assert 'errors_total{kind="gone"} 1' in page(port)
+    assert gate.seen == [[1], [9]]
+
+
+def test_keys(monkeypatch, caplog, tmp_path):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("RL_FINETUNE_API_KEY", KEY)
+    with serving(InstantStage(), settings()) as (port, _):
+        assert [status(port, "/", key) for key in (None, "wrong", KEY + "x", KEY[:-1], "")] == [401] * 5
+        assert Robot(port, KEY).honest(1) is None
+        assert page(port, "/healthz") == "OK\n"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            page(port)
+        assert KEY not in page(port, key=KEY) and 'errors_total{kind="key"} 6' in page(port, key=KEY)
+    assert not [r for r in caplog.records if KEY in r.getMessage() and r.name != "websockets.client"]
+    monkeypatch.delenv("RL_FINETUNE_API_KEY")
+    file = tmp_path / "key"
+    file.write_text(ADMIN + "\n")
+    with serving(InstantStage(), settings(api_key_file=str(file))) as (port, _):
+        assert (status(port, "/", KEY), status(port, "/", ADMIN)) == (401, 101)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.2", "example.org"])
+def test_others_cannot_reach_a_server_without_a_key(monkeypatch, host):
+    monkeypatch.delenv("RL_FINETUNE_API_KEY", raising=False)
+    with pytest.raises(UserError, match="needs an API key"):
+        PolicyServer(InstantStage(), lambda number: None, settings(host=host))
+    monkeypatch.setenv("RL_FINETUNE_API_KEY", "short")
+    with pytest.raises(UserError, match="5 characters") as caught:
+        PolicyServer(InstantStage(), lambda number: None, settings(host=host))
+    assert "short" not in str(caught.value)
+    monkeypatch.setenv("RL_FINETUNE_API_KEY", KEY)
+    PolicyServer(InstantStage(), lambda number: None, settings(host=host))
+
+
+def test_pages_of_a_browser_cannot_move_the_robot():
+    with serving(InstantStage(), settings()) as (port, _):
+        assert status(port, "/", Origin="http://example.org") == 403
+        assert status(port, "/elsewhere") == 404
+
+
+def test_places_are_limited_and_given_back():
+    with serving(InstantStage(), settings(connections=2)) as (port, server):
+        first, second = Robot(port), Robot(port)
+        assert status(port, "/") == 503
+        assert "connections 2\n" in page(port) and page(port, "/healthz") == "OK\n"
+        first.close()
+        assert until(lambda: "connections 1\n" in server._page())
+        assert Robot(port).honest(1) is None and second.honest(2) is None
+    with serving(InstantStage(), settings(connections_per_address=1)) as (port, _):
+        assert Robot(port).honest(1) is None
+        assert status(port, "/") == 503
+
+
+def test_hot_swap_and_rollback_under_load_fail_no_request_and_drop_no_connection(tmp_path):
+    stage, stop, names = InstantStage(image_size=32), threading.Event(), [f"bundle-{i}" for i in range(12)]
+    bundles: list[list[str]] = [[], [], []]
+
+    def drive(number: int, port: int) -> None:
+        robot = Robot(port)
+        while not stop.is_set():
+            reply = robot.send(observation(number, 32))
+            assert float(reply["actions"][0, 0]) == number
+            bundles[number].append(reply["bundle"])
+
+    with serving(stage, settings()) as (port, server):
+        loop = server._server.get_loop()
+
+        def order(coroutine):
+            return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE)
+
+        threads = [threading.Thread(target=drive, args=(i, port)) for i in range(3)]
+        for thread in threads:
+            thread.start()
+        for name in names:
+            counts = [len(seen) for seen in bundles]
+            assert order(server.swapper.swap(tmp_path / name)) == name
+            assert until(lambda counts=counts: all(len(b) > n for b, n in zip(bundles, counts, strict=True)))
+        with pytest.raises(UserError, match="whole one"):
+            order(server.swapper.swap(tmp_path / "broken"))
+        assert order(server.swapper.rollback()) == names[-2]
+        assert until(lambda: all(seen[-1] == names[-2] for seen in bundles))
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        told = page(port)
+    assert 'outcome="swap"} 12' in told and 'outcome="rollback"} 1' in told and 'outcome="failed"} 1' in told
+    assert f'digest="{names[-2]}"' in told and "errors_total{" not in told
+    for seen in bundles:  # nobody ever goes back to an earlier bundle, but for the one rollback
+        changes = [b for a, b in zip(["", *seen], seen, strict=False) if a != b]
+        assert changes == [*sorted(changes[:-1], key=["first", *names].index), names[-2]]
+
+
+def test_the_registrys_pointer_is_followed(tmp_path):
+    pointer = tmp_path / "promoted.json"
+    pointer.write_text("first")
+
+    def point(name: str) -> None:
+        (tmp_path / "new").write_text(name)
+        (tmp_path / "new").replace(pointer)
+
+    followed = Followed(pointer, lambda: tmp_path / pointer.read_text())
+    stage = InstantStage()
+    with serving(stage, settings(), followed=followed) as (port, server):
+        robot = Robot(port)
+        assert robot.honest(1) is None and stage.digest == "first"
+        point("second")
+        assert until(lambda: robot.send(observation())["bundle"] == "second")
+        point("broken-3")
+        assert until(lambda: 'outcome="failed"} 1' in server._page())
+        assert robot.send(observation())["bundle"] == "second"
+        pointer.unlink()
+        point("first")
+        assert until(lambda: robot.send(observation())["bundle"] == "first")
+        stage.digest = "something else"
+        server._server.get_loop().call_soon_threadsafe(server.swapper.look_again)
+        assert until(lambda: robot.send(observation())["bundle"] == "first")
+
+
+def test_operators_need_their_own_key_and_choose_among_bundles_that_lie_there(monkeypatch, tmp_path):
+    with serving(InstantStage(), settings()) as (port, _):
+        assert status(port, "/admin", KEY) == 404
+    monkeypatch.setenv("RL_FINETUNE_ADMIN_KEY", ADMIN)
+    monkeypatch.setenv("RL_FINETUNE_API_KEY", KEY)
+    (tmp_path / "bundles" / "second").mkdir(parents=True)
+    (tmp_path / "outside").mkdir()
+    with serving(InstantStage(), settings(connections=1), bundles=tmp_path / "bundles") as (port, _):
+        assert [status(port, "/admin", key) for key in (None, KEY)] == [401, 401]
+        robot = Robot(port, KEY)
+        operator = connect(f"ws://127.0.0.1:{port}/admin", additional_headers={"Authorization": f"Api-Key {ADMIN}"})
+
+        def order(text: str):
+            operator.send(text)
+            return json.loads(operator.recv(PATIENCE))
+
+        assert order('{"do": "swap", "bundle": "second"}') == {"ok": True, "bundle": "second"}
+        assert robot.send(observation())["bundle"] == "second"
+        for bad in ("../outside", "/etc", "", ".", "..", "absent", "second/../../outside", 5):
+            assert not order(json.dumps({"do": "swap", "bundle": bad}))["ok"]
+        for bad in ("", "[]", "[" * 4000, '{"do": "stop"}', '{"do": "rollback", "to": 1}', "x" * 10_000):
+            assert "order: got" in order(bad)["error"]
+        assert order('{"do": "status"}') == {"ok": True, "bundle": "second"}
+        assert order('{"do": "rollback"}') == {"ok": True, "bundle": "first"}
+        assert "no earlier bundle" in order('{"do": "rollback"}')["error"]
+        assert robot.send(observation())["bundle"] == "first"
+
+
+def test_stopping_finishes_what_is_under_way_and_says_goodbye():
+    gate = Gate()
+    stage = InstantStage(before=gate)
+    with serving(stage, settings()) as (port, server):
+        idle, busy = Robot(port), Asking(port, 6)
+        assert gate.entered.wait(PATIENCE)
+        ended = asyncio.run_coroutine_threadsafe(server.stop(), server._server.get_loop())
+        with pytest.raises(ConnectionClosed, match="1001"):
+            idle.socket.recv(PATIENCE)
+        assert not ended.done()
+        with pytest.raises(OSError):
+            Robot(port)
+        gate.open.set()
+        assert busy.first == 6
+        with pytest.raises(ConnectionClosed, match="1001"):
+            busy.robot.socket.recv(PATIENCE)
+        ended.result(PATIENCE)
+
+
+def test_the_shipped_settings_are_the_defaults():
+    assert load(ServeConfig, "serve").serve == ServeSection()
