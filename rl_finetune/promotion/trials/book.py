@@ -31,6 +31,8 @@ from rl_finetune.promotion.trials.decision import Decision
 from rl_finetune.promotion.trials.history import Attempt, Correction, History, Result, check, check_words, read
 from rl_finetune.promotion.trials.plan import Letters, Plan, Trial
 
+_PLAN = TypeAdapter(Plan)
+
 
 @dataclass(frozen=True, slots=True)
 class TrialsStatus:
@@ -237,7 +239,7 @@ class Book:
         entries = self._ledger.entries()
         if not entries:
             raise _nothing(self.folder)
-        return read(entries, TypeAdapter(Plan).validate_python(dict(entries[0].body)))
+        return read(entries, _PLAN.validate_python(dict(entries[0].body)))
 
     def _letters(self, settled: Plan) -> Letters:
         return plan.unseal(self.folder / "sealed.json", settled)

@@ -132,6 +132,9 @@ class History:
         return [a for number in sorted(self.attempts) for a in self.attempts[number] if a.outcome == ending]
 
 
+_RESULT, _CORRECTION = TypeAdapter(Result), TypeAdapter(Correction)
+
+
 def read(entries: Sequence[Entry], plan: Plan) -> History:
     """The history that a verified ledger tells; its first entry is the plan."""
     attempts: dict[int, list[Attempt]] = {}
@@ -140,14 +143,14 @@ def read(entries: Sequence[Entry], plan: Plan) -> History:
     decision: Mapping[str, Json] | None = None
     for entry in entries:
         if entry.kind == "correction":
-            correction: Correction = TypeAdapter(Correction).validate_python(dict(entry.body))
+            correction: Correction = _CORRECTION.validate_python(dict(entry.body))
             overruled[correction.entry] = correction.outcome
         if entry.kind in counts:
             counts[entry.kind] += 1
         if entry.kind == "decision":
             decision = entry.body
         if entry.kind == "result":
-            result: Result = TypeAdapter(Result).validate_python(dict(entry.body))
+            result: Result = _RESULT.validate_python(dict(entry.body))
             attempts.setdefault(result.trial, []).append(
                 Attempt(entry.index, entry.hash, result.trial, result.outcome, result)
             )

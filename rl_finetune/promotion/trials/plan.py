@@ -105,6 +105,9 @@ class Letters:
         return "candidate" if self.candidates[trial.pair.number - 1] == trial.letter else "incumbent"
 
 
+_LETTERS = TypeAdapter(Letters)
+
+
 def arrange(settings: TrialsSection, count: int) -> tuple[Pair, ...]:
     """`count` pairs in blocks that hold every task once, in random order; a task's conditions take turns, too.
 
@@ -157,7 +160,7 @@ def unseal(file: Path, plan: Plan) -> Letters:
         UserError: it cannot be read, or is not what the plan committed to.
     """
     try:
-        letters: Letters = TypeAdapter(Letters).validate_json(file.read_bytes())
+        letters: Letters = _LETTERS.validate_json(file.read_bytes())
         found = letters.commitment
     except (OSError, ValidationError, ValueError) as error:
         found = f"{type(error).__name__} at {file}"
