@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
-from rl_finetune.types import ActionChunk, ChunkOutcome, FloatArray, ImageArray, Observation, SeedKeys
+from rl_finetune.types import ActionChunk, BoolArray, ChunkOutcome, FloatArray, ImageArray, Observation, SeedKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,21 @@ class Disturbance:
     """[N, 3] metres by which the point that it aims at is moved."""
     pace: NDArray[np.float64]
     """[N] share of its speed, up to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyMotion:
+    """How one body moved in the executed steps F of a chunk, as far as its simulator can tell."""
+
+    held: FloatArray
+    """[c] action that would have left the controller's targets where they stood at the chunk's first frame; NaN in
+    channels of which nobody knows."""
+    tools: FloatArray | None
+    """[F, hands, 3] metres, in the frame that the body's base stands still in; None where there are none."""
+    beyond: BoolArray | None
+    """[F] whether a joint was beyond its range; None where nobody looked."""
+    touching: BoolArray | None
+    """[F] whether the body touched itself; None where nobody looked."""
 
 
 class VectorEnv(ABC):
@@ -38,6 +53,10 @@ class VectorEnv(ABC):
     """Whether to keep a picture of every executed step of the next chunks, for environments that can."""
     filmed: Sequence[ImageArray] = ()
     """After a filmed chunk: for each environment [F, h, w, 3] of its first view, one per executed step."""
+    watching: bool = False
+    """Whether to watch the body in the next chunks, for environments that can; it changes nothing of what they do."""
+    watched: Sequence[BodyMotion] = ()
+    """After a watched chunk: how the body of each environment moved. What a broken world tells means nothing."""
 
     @abstractmethod
     def reset(self, keys: SeedKeys) -> Observation:

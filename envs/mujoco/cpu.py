@@ -92,6 +92,10 @@ class CpuEngine(Engine):
                 self._renderer.draw(self._data, view.camera, pictures[view.tag][place], model)
         return pictures
 
+    def states(self) -> Float64:
+        """See `Engine.states`."""
+        return self._states
+
     def close(self) -> None:
         """See `Engine.close`."""
         self._renderer.close()

@@ -60,6 +60,11 @@ class Engine(ABC):
             step: of the last chunk, 0..H-1, for films; None draws the present states.
         """
 
+    def states(self) -> Float64 | None:
+        """Full physics states [N, H, S] after each control step of the last chunk; None where the engine keeps them to
+        itself."""
+        return None
+
     @abstractmethod
     def close(self) -> None:
         """Release what it holds. Calling it twice does no harm."""

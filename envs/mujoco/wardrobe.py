@@ -34,7 +34,7 @@ class Wardrobe:
         self._copies: dict[int, mujoco.MjModel] = {}
         self._cut: dict[tuple[str, Shape], mujoco.MjModel] = {}
         self._data = mujoco.MjData(model)
-        self._robot, self._free = _robot_geoms(model), _free_bodies(model)
+        self._robot, self._free = robot_geoms(model), _free_bodies(model)
 
     def dress(self, row: int, variation: Variation | None) -> None:
         """Make the model of world `row` what its episode asks for."""
@@ -83,7 +83,7 @@ class Wardrobe:
         mujoco.mj_setConst(model, self._data)  # inverse weights follow from masses
 
 
-def _robot_geoms(model: mujoco.MjModel) -> np.ndarray:
+def robot_geoms(model: mujoco.MjModel) -> np.ndarray:
     """[ngeom] whether a geom is the robot's: of a tree that is neither the world's own, nor a mocap body, nor free."""
     root = model.body_rootid[model.geom_bodyid]
     free = np.isin(root, _free_bodies(model))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from envs.base import Disturbance, VectorEnv, check_keys, used_actions
+from envs.base import BodyMotion, Disturbance, VectorEnv, check_keys, used_actions
 from envs.mujoco.engine import Engine, Motion
 from envs.mujoco.task import EpisodeKey, Float64, Judged, Now, Start, Task
 from rl_finetune.types import (
@@ -22,6 +23,9 @@ from rl_finetune.types import (
     SeedKeys,
 )
 
+if TYPE_CHECKING:
+    from envs.mujoco.watching import Watcher
+
 
 class World(VectorEnv):
     """N worlds of one task."""
@@ -30,6 +34,7 @@ class World(VectorEnv):
         """Take over the engine, which must hold `num_envs` worlds of the same task; `close` releases it."""
         self.spec, self.num_envs, self.task = task.spec, num_envs, task
         self._engine = engine
+        self._watcher: Watcher | None = None
         self._keys: SeedKeys | None = None
         self._starts: list[Start] = []
         self._now: Now
@@ -54,6 +59,8 @@ class World(VectorEnv):
         executed, ended, success = ends(judged, self.spec.time_limit - self._now.steps, motion.broken)
         if self.filming:
             self.filmed = self._film(motion, drive.controls, executed)
+        if self.watching:
+            self.watched = self._watch(motion, executed)
         self._keep(motion, drive.controls, drive.aim, judged, executed)
         truncated = ~ended & (self._now.steps >= self.spec.time_limit) | motion.broken
         over = np.flatnonzero(ended | truncated)
@@ -110,6 +117,13 @@ class World(VectorEnv):
             then = replace(self._now, readings=motion.readings[:, step], mocap=mocap)
             films.append(self._engine.draw(rows, self.task.drawn(then), step)[view])
         return [np.stack([film[env] for film in films[: executed[env]]]) for env in rows]
+
+    def _watch(self, motion: Motion, executed: IntArray) -> list[BodyMotion]:
+        if self._watcher is None:
+            from envs.mujoco.watching import Watcher
+
+            self._watcher = Watcher(self.task)
+        return self._watcher.look(self._now, motion, self._engine.states(), executed)
 
     def _measures(self, over: IntArray, success: BoolArray) -> dict[str, FloatArray]:
         """Name -> [N], NaN but for the episodes `over`, which ended in a whole world."""

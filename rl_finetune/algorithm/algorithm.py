@@ -28,11 +28,11 @@ import ray
 from ray.rllib.algorithms.algorithm import Algorithm
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 
+from actors import cluster
 from actors.env_runner import JOB_KEY, FlowEnvRunner
 from actors.evaluator import EpisodeResults, together
 from actors.film import Film
 from learners.advantages import credit
-from rl_finetune.algorithm import cluster
 from rl_finetune.algorithm.learners import Learners
 from rl_finetune.algorithm.summary import Clock, iteration_row
 from rl_finetune.checkpoint import RunState, complete, load_state

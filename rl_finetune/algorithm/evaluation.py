@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from actors.evaluator import EpisodeResults, together
-from rl_finetune.algorithm import cluster, preflight
+from actors import cluster
+from actors.evaluator import EpisodeResults
+from rl_finetune.algorithm import preflight
 from rl_finetune.algorithm.run_folder import write_json
 from rl_finetune.config import EvaluateConfig
 from rl_finetune.metrics.evaluation import Evaluation, describe
@@ -98,21 +99,9 @@ def _lines(config: EvaluateConfig, found: Evaluation, seconds: float) -> list[st
 
 
 def _play(config: EvaluateConfig) -> dict[str, EpisodeResults]:
-    import ray
+    from actors.playing import evaluate as play  # torch
 
-    from actors.player import Player
-
-    holders = config.num_actors
-    worlds = [replace(w, env_ids=w.env_ids[: max(1, w.num_envs // holders)]) for w in config.env.worlds()]
-    episodes = np.array_split(np.arange(config.evaluation.episodes), holders)
-    remote = ray.remote(num_cpus=0.5, num_gpus=config.gpus)(Player)
-    players = [remote.remote(config.policy, worlds, config.evaluation, gpus=config.gpus) for _ in episodes]
-    asked = {
-        world.label: [
-            player.play.remote(number, part, config.shuffle, config.told(world.label))
-            for player, part in zip(players, episodes, strict=True)
-            if part.size
-        ]
-        for number, world in enumerate(worlds)
-    }
-    return {label: together(ray.get(parts)) for label, parts in asked.items()}
+    return play(
+        config.policy, config.env.worlds(), config.evaluation, players=config.num_actors, gpus=config.gpus,
+        shuffle=config.shuffle, told=config.told,
+    )  # fmt: skip

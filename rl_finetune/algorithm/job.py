@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rl_finetune
+from actors import cluster
 from rl_finetune import checkpoint
-from rl_finetune.algorithm import cluster, preflight
+from rl_finetune.algorithm import preflight
 from rl_finetune.algorithm.evaluation import evaluation_of
 from rl_finetune.algorithm.run_folder import (
     claimed,

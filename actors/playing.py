@@ -1,0 +1,171 @@
+"""Several players at once: held-out episodes spread over processes, or played in this one.
+
+evaluate    each player plays its fixed part of every world's episodes, and the parts are put together
+Company     rounds of one world go to whoever is free; answers come as they are ready, so that somebody can be told
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from actors.evaluator import EpisodeResults, Shuffle, together
+from actors.player import Player
+from actors.watching import MotionLog
+from rl_finetune.config.schema import EvaluationSection, PolicySection
+from rl_finetune.config.worlds import World
+from rl_finetune.types import IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Some episodes of one world, played."""
+
+    number: int
+    """Which part of what was asked for, from 0."""
+    results: EpisodeResults
+    """What came of them."""
+    motion: MotionLog | None
+    """How the body moved, where that was asked for."""
+
+
+def evaluate(
+    policy: PolicySection,
+    worlds: Sequence[World],
+    evaluation: EvaluationSection,
+    *,
+    players: int,
+    gpus: float,
+    shuffle: Shuffle,
+    told: Callable[[str], str | None],
+) -> dict[str, EpisodeResults]:
+    """World's label -> the held-out episodes, played by as many remote players, each with a fixed part of them.
+
+    Args:
+        policy: who plays.
+        worlds: with all environments of each.
+        evaluation: episodes, seed, temperature.
+        players: processes; Ray must be connected.
+        gpus: GPUs of each.
+        shuffle: see `run_episodes`.
+        told: label -> robot tag that the prompt names; None is the true one.
+    """
+    import ray
+
+    episodes = np.array_split(np.arange(evaluation.episodes), players)
+    remote = _remote(policy, shares(worlds, players), evaluation, players, gpus)
+    asked = {
+        world.label: [
+            player.play.remote(number, part, shuffle, told(world.label))
+            for player, part in zip(remote, episodes, strict=True)
+            if part.size
+        ]
+        for number, world in enumerate(worlds)
+    }
+    return {label: together(ray.get(parts)) for label, parts in asked.items()}
+
+
+class Company(ABC):
+    """Players of one policy in the same worlds."""
+
+    @abstractmethod
+    def play(self, world: int, parts: Sequence[IntArray], *, watch: bool) -> Iterator[Part]:
+        """Parts of the held-out episodes of the world of that number, in the order in which they are done.
+
+        Raises:
+            WorldError: the world cannot be kept alive.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let the players go."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Alone(Company):
+    """One player in this process."""
+
+    def __init__(
+        self, policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, *, gpus: float = 0
+    ) -> None:
+        """See `Player`."""
+        self._player = Player(policy, worlds, evaluation, gpus=gpus)
+
+    def play(self, world: int, parts: Sequence[IntArray], *, watch: bool) -> Iterator[Part]:
+        """See `Company.play`."""
+        for number, part in enumerate(parts):
+            if watch:
+                yield Part(number, *self._player.watch(world, part))
+            else:
+                yield Part(number, self._player.play(world, part), None)
+
+    def close(self) -> None:
+        """See `Company.close`."""
+        self._player.close()
+
+
+class Remote(Company):
+    """Players in processes of their own, each with its share of the environments."""
+
+    def __init__(
+        self,
+        policy: PolicySection,
+        worlds: Sequence[World],
+        evaluation: EvaluationSection,
+        players: int,
+        *,
+        gpus: float = 0,
+    ) -> None:
+        """Start them; Ray must be connected."""
+        self._players = _remote(policy, shares(worlds, players), evaluation, players, gpus)
+
+    def play(self, world: int, parts: Sequence[IntArray], *, watch: bool) -> Iterator[Part]:
+        """See `Company.play`."""
+        import ray
+
+        left, free, running = deque(enumerate(parts)), deque(self._players), dict[Any, tuple[int, Any]]()
+        while left or running:
+            while left and free:
+                number, part = left.popleft()
+                player = free.popleft()
+                method = player.watch if watch else player.play
+                running[method.remote(world, part)] = (number, player)
+            (done, *_), _ = ray.wait(list(running))
+            number, player = running.pop(done)
+            free.append(player)
+            answer = ray.get(done)
+            yield Part(number, *answer) if watch else Part(number, answer, None)
+
+    def close(self) -> None:
+        """See `Company.close`."""
+        import ray
+
+        for player in self._players:
+            ray.kill(player)
+
+
+def shares(worlds: Sequence[World], players: int) -> list[World]:
+    """What each of so many equal players holds of the worlds."""
+    return [replace(w, env_ids=w.env_ids[: max(1, w.num_envs // players)]) for w in worlds]
+
+
+def _remote(
+    policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, players: int, gpus: float
+) -> list[Any]:
+    import ray
+
+    remote = ray.remote(num_cpus=0.5, num_gpus=gpus)(Player)
+    return [remote.remote(policy, worlds, evaluation, gpus=gpus) for _ in range(players)]
