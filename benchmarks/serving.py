@@ -146,14 +146,20 @@ def observation(value: int = 7, size: int = 224) -> dict[str, object]:
 
 @contextmanager
 def serving(stage: InstantStage, settings: ServeSection, **arguments: Any) -> Iterator[tuple[int, PolicyServer]]:
-    """The server in a thread of its own, on a free port; stopped at the end."""
+    """A server before an instant stage, listening; its port."""
+    with listening(PolicyServer(stage, PlainSession, settings, **arguments)) as running:
+        yield running
+
+
+@contextmanager
+def listening(server: PolicyServer) -> Iterator[tuple[int, PolicyServer]]:
+    """The server in a thread of its own; stopped at the end."""
     box: dict[str, Any] = {}
     ready, stop = threading.Event(), threading.Event()
 
     async def live() -> None:
         try:
-            server = PolicyServer(stage, PlainSession, settings, **arguments)
-            box["port"], box["server"], box["loop"] = await server.start(), server, asyncio.get_running_loop()
+            box["port"] = await server.start()
         except BaseException as error:
             box["error"] = error
             raise
@@ -169,7 +175,7 @@ def serving(stage: InstantStage, settings: ServeSection, **arguments: Any) -> It
     if "error" in box:
         raise box["error"]
     try:
-        yield box["port"], box["server"]
+        yield box["port"], server
     finally:
         stop.set()
         thread.join(PATIENCE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import threading
 import time
@@ -13,17 +12,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from benchmarks.serving import PATIENCE, InstantStage, Robot, observation, serving, until
-from rl_finetune.config import load
-from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeConfig, ServeSection
+from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeSection
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.serving.server import PolicyServer
-from rl_finetune.promotion.serving.swapping import Followed
-
-KEY, ADMIN = "a key of robots, 1234", "a key of operators, 5678"
+from tests.serving import ADMIN, KEY, page, status
 
 
 def settings(*, batching: dict[str, object] | None = None, follow: float = 0.02, **network: object) -> ServeSection:
@@ -86,25 +81,6 @@ def one_waiting(gate: Gate, **batching: object):
 def waits(server: PolicyServer, count: int) -> bool:
     """Whether so many requests wait in the queue."""
     return until(lambda: f"rl_finetune_queued {count}\n" in server._page())
-
-
-def page(port: int, path: str = "/metrics", key: str | None = None) -> str:
-    """A page of the server."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}")
-    if key is not None:
-        request.add_header("Authorization", f"Api-Key {key}")
-    with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
-        return reply.read().decode()
-
-
-def status(port: int, path: str, key: str | None = None, **headers: str) -> int:
-    """HTTP status of an attempt to open a websocket."""
-    more = headers | ({} if key is None else {"Authorization": f"Api-Key {key}"})
-    try:
-        connect(f"ws://127.0.0.1:{port}{path}", additional_headers=more, open_timeout=PATIENCE).close()
-    except InvalidStatus as error:
-        return error.response.status_code
-    return 101
 
 
 def test_a_robot_gets_the_metadata_then_a_chunk_for_each_observation():
@@ -294,99 +270,6 @@ def test_places_are_limited_and_given_back():
         assert status(port, "/") == 503
 
 
-def test_hot_swap_and_rollback_under_load_fail_no_request_and_drop_no_connection(tmp_path):
-    stage, stop, names = InstantStage(image_size=32), threading.Event(), [f"bundle-{i}" for i in range(12)]
-    bundles: list[list[str]] = [[], [], []]
-
-    def drive(number: int, port: int) -> None:
-        robot = Robot(port)
-        while not stop.is_set():
-            reply = robot.send(observation(number, 32))
-            assert float(reply["actions"][0, 0]) == number
-            bundles[number].append(reply["bundle"])
-
-    with serving(stage, settings()) as (port, server):
-        loop = server._server.get_loop()
-
-        def order(coroutine):
-            return asyncio.run_coroutine_threadsafe(coroutine, loop).result(PATIENCE)
-
-        threads = [threading.Thread(target=drive, args=(i, port)) for i in range(3)]
-        for thread in threads:
-            thread.start()
-        for name in names:
-            counts = [len(seen) for seen in bundles]
-            assert order(server.swapper.swap(tmp_path / name)) == name
-            assert until(lambda counts=counts: all(len(b) > n for b, n in zip(bundles, counts, strict=True)))
-        with pytest.raises(UserError, match="whole one"):
-            order(server.swapper.swap(tmp_path / "broken"))
-        assert order(server.swapper.rollback()) == names[-2]
-        assert until(lambda: all(seen[-1] == names[-2] for seen in bundles))
-        stop.set()
-        for thread in threads:
-            thread.join(PATIENCE)
-        told = page(port)
-    assert 'outcome="swap"} 12' in told and 'outcome="rollback"} 1' in told and 'outcome="failed"} 1' in told
-    assert f'digest="{names[-2]}"' in told and "errors_total{" not in told
-    for seen in bundles:  # nobody ever goes back to an earlier bundle, but for the one rollback
-        changes = [b for a, b in zip(["", *seen], seen, strict=False) if a != b]
-        assert changes == [*sorted(changes[:-1], key=["first", *names].index), names[-2]]
-
-
-def test_the_registrys_pointer_is_followed(tmp_path):
-    pointer = tmp_path / "promoted.json"
-    pointer.write_text("first")
-
-    def point(name: str) -> None:
-        (tmp_path / "new").write_text(name)
-        (tmp_path / "new").replace(pointer)
-
-    followed = Followed(pointer, lambda: tmp_path / pointer.read_text())
-    stage = InstantStage()
-    with serving(stage, settings(), followed=followed) as (port, server):
-        robot = Robot(port)
-        assert robot.honest(1) is None and stage.digest == "first"
-        point("second")
-        assert until(lambda: robot.send(observation())["bundle"] == "second")
-        point("broken-3")
-        assert until(lambda: 'outcome="failed"} 1' in server._page())
-        assert robot.send(observation())["bundle"] == "second"
-        pointer.unlink()
-        point("first")
-        assert until(lambda: robot.send(observation())["bundle"] == "first")
-        stage.digest = "something else"
-        server._server.get_loop().call_soon_threadsafe(server.swapper.look_again)
-        assert until(lambda: robot.send(observation())["bundle"] == "first")
-
-
-def test_operators_need_their_own_key_and_choose_among_bundles_that_lie_there(monkeypatch, tmp_path):
-    with serving(InstantStage(), settings()) as (port, _):
-        assert status(port, "/admin", KEY) == 404
-    monkeypatch.setenv("RL_FINETUNE_ADMIN_KEY", ADMIN)
-    monkeypatch.setenv("RL_FINETUNE_API_KEY", KEY)
-    (tmp_path / "bundles" / "second").mkdir(parents=True)
-    (tmp_path / "outside").mkdir()
-    with serving(InstantStage(), settings(connections=1), bundles=tmp_path / "bundles") as (port, _):
-        assert [status(port, "/admin", key) for key in (None, KEY)] == [401, 401]
-        robot = Robot(port, KEY)
-        operator = connect(f"ws://127.0.0.1:{port}/admin", additional_headers={"Authorization": f"Api-Key {ADMIN}"})
-
-        def order(text: str):
-            operator.send(text)
-            return json.loads(operator.recv(PATIENCE))
-
-        assert order('{"do": "swap", "bundle": "second"}') == {"ok": True, "bundle": "second"}
-        assert robot.send(observation())["bundle"] == "second"
-        for bad in ("../outside", "/etc", "", ".", "..", "absent", "second/../../outside", 5):
-            assert not order(json.dumps({"do": "swap", "bundle": bad}))["ok"]
-        for bad in ("", "[]", "[" * 4000, '{"do": "stop"}', '{"do": "rollback", "to": 1}', "x" * 10_000):
-            assert "order: got" in order(bad)["error"]
-        assert order('{"do": "status"}') == {"ok": True, "bundle": "second"}
-        assert order('{"do": "rollback"}') == {"ok": True, "bundle": "first"}
-        assert "no earlier bundle" in order('{"do": "rollback"}')["error"]
-        assert robot.send(observation())["bundle"] == "first"
-
-
 def test_stopping_finishes_what_is_under_way_and_says_goodbye():
     gate = Gate()
     stage = InstantStage(before=gate)
@@ -404,7 +287,3 @@ def test_stopping_finishes_what_is_under_way_and_says_goodbye():
         with pytest.raises(ConnectionClosed, match="1001"):
             busy.robot.socket.recv(PATIENCE)
         ended.result(PATIENCE)
-
-
-def test_the_shipped_settings_are_the_defaults():
-    assert load(ServeConfig, "serve").serve == ServeSection()

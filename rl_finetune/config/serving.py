@@ -75,12 +75,46 @@ class ServeSection(Section):
     """Seconds between looks at the registry's pointer, whose bundle is served as soon as it changes."""
 
 
+class ActingSection(Section):
+    """How the policy acts."""
+
+    image_size: int = Field(64, ge=8)
+    """Side of the square pictures that the policy was trained with, pixels; a robot's are scaled to it."""
+    temperature: float = Field(0.6, ge=0)
+    """Scale of the initial noise; an evaluation's, if served episodes are to be those evaluated."""
+    seed: int = Field(1_000_003, ge=0)
+    """Seed of the noise where a client brings none."""
+    device: str = "cpu"
+    """Where the policy is put, as torch names it."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of one inference."""
+    keep_previous: bool = True
+    """Keep the bundle before in memory, so that a rollback needs no loading."""
+
+
+class ShadowSection(Section):
+    """A candidate that sees what the acting bundle sees, and is not obeyed."""
+
+    bundle: str | None = None
+    """Folder of the candidate; null is none."""
+    log: str = "runs/shadow.jsonl"
+    """Differences, one line a chunk."""
+
+
 class ServeConfig(Section):
     """Everything that `rl-finetune serve` does."""
 
     bundle: str | None = None
     """Folder of the bundle to serve; null serves what the registry has promoted, and follows it."""
-    registry: str | None = None
-    """Folder of the registry."""
+    registry: str = "runs/registry"
+    """Folder of the registry; not looked at where a bundle is named."""
+    trusted: list[str] = []
+    """Public keys (PEM) whose signatures count."""
+    require_signature: bool = False
+    """Serve nothing that none of them has signed."""
+    acting: ActingSection = ActingSection()
+    """How the policy acts."""
+    shadow: ShadowSection = ShadowSection()
+    """Who watches."""
     serve: ServeSection = ServeSection()
     """The server."""

@@ -31,6 +31,8 @@ class Followed:
     """Small file that is replaced whole when another bundle is promoted or one is rolled back."""
     resolve: Callable[[], Path]
     """Folder of the bundle that it means, verified; blocks."""
+    seen: bytes | None
+    """What it said when the bundle was chosen that acts at first."""
 
 
 class Swapper:
@@ -80,16 +82,16 @@ class Swapper:
         """Serve what the pointer means, for ever. A bundle that cannot be served is tried once for each change.
 
         Args:
-            followed: the pointer; what it means at the first look acts already.
+            followed: the pointer.
             period: seconds between looks.
         """
-        self._pointed = _content(followed.pointer)
+        self._pointed = followed.seen
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(period):
                     await self._look_again.wait()
             self._look_again.clear()
-            content = _content(followed.pointer)
+            content = said_by(followed.pointer)
             if content is None or content == self._pointed:
                 continue
             self._pointed = content
@@ -140,7 +142,8 @@ class Swapper:
             return self.digest
 
 
-def _content(pointer: Path) -> bytes | None:
+def said_by(pointer: Path) -> bytes | None:
+    """What a pointer says; None where there is none."""
     try:
         return pointer.read_bytes()
     except OSError:  # nothing promoted yet, or a folder that is away for a moment

@@ -1,0 +1,73 @@
+"""The whole way from settings to a chunk, with a real policy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.serving import Robot, listening, until
+from rl_finetune.config import load
+from rl_finetune.config.serving import ActingSection, NetworkSection, ServeConfig, ServeSection, ShadowSection
+from rl_finetune.errors import UserError
+from rl_finetune.promotion.records import Limits
+from rl_finetune.promotion.registry.bundle import make_bundle
+from rl_finetune.promotion.registry.contents import Provenance
+from rl_finetune.promotion.serving.start import assembled
+from tests.builders import episode_keys, observations, tiny_policy
+
+SERVE = ServeSection(network=NetworkSection(port=0), follow=0.02)
+FREE = {"widowx": Limits(low=(-9.0,) * 7, high=(9.0,) * 7)}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory) -> list[Path]:
+    """Two policies for the same body."""
+    folder = tmp_path_factory.mktemp("bundles")
+    for seed in (0, 1):
+        tiny_policy(seed).save_pretrained(folder / f"policy-{seed}")
+        make_bundle(
+            folder / f"policy-{seed}", folder / "all" / str(seed), name=str(seed), provenance=Provenance("x"),
+            limits=FREE,
+        )  # fmt: skip
+    return [folder / "all" / "0", folder / "all" / "1"]
+
+
+def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path):
+    """Bit by bit, in the episode that it names; the shadow sees it too, and rolling over changes who acts."""
+    config = ServeConfig(
+        bundle=str(bundles[0]), acting=ActingSection(temperature=0.6, seed=11), serve=SERVE,
+        shadow=ShadowSection(bundle=str(bundles[1]), log=str(tmp_path / "logs" / "shadow.jsonl")),
+    )  # fmt: skip
+    seen = observations(1, seed=3)
+    with assembled(config) as server, listening(server) as (port, _):
+        robot = Robot(port)
+        said = {"observation/image": seen.images["ego"][0], "prompt": seen.instruction[0], "episode": 5, "reset": True}
+        replies = [robot.send(said)]
+        swap = server.swapper.swap(bundles[1])
+        digest = asyncio.run_coroutine_threadsafe(swap, server._server.get_loop()).result(60)
+        replies.append(robot.send(said))
+        assert until((tmp_path / "logs" / "shadow.jsonl").exists)
+    assert [r["interventions"] for r in replies] == [{}, {}] and not replies[0]["held"]
+    assert replies[1]["bundle"] == digest != replies[0]["bundle"] == robot.metadata["bundle"]
+    for policy, reply in zip((tiny_policy(0), tiny_policy(1)), replies, strict=True):
+        keys = episode_keys(1, seed=11, first=5)
+        body = policy.config.embodiments[0]
+        right = policy.act(policy.look(seen), keys, np.zeros(1, np.int64), body, 0.6).actions[0, :, :7]
+        assert np.array_equal(reply["actions"], right)
+    line = json.loads((tmp_path / "logs" / "shadow.jsonl").read_text().splitlines()[0])
+    assert line["incumbent"] == replies[0]["bundle"] and line["candidate"] == digest and max(line["rms"]) > 0
+
+
+def test_nothing_to_serve_is_said_before_anything_listens(tmp_path):
+    for config in (ServeConfig(registry=str(tmp_path / "none")), ServeConfig(bundle=str(tmp_path / "none"))):
+        with pytest.raises(UserError), assembled(config):
+            pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_settings_are_the_defaults():
+    assert load(ServeConfig, "serve") == ServeConfig()
