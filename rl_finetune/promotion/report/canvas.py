@@ -74,8 +74,10 @@ def group(kind: str, tip: str, parts: Sequence[str]) -> str:
 def stretched(height: float, paths: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Paths (CSS class, stretches) in a box of 100 x `height`, stretched to the width; lines keep their weight."""
     drawn = "".join(f'<path class="{kind}" d="{"".join(found)}"/>' for kind, found in paths if found)
+    tall = _number(height)
+    # Browsers differ in whether the attribute or the style of an inner <svg> counts: it has both.
     return (
-        f'<svg class="stretched" width="100%" height="{_number(height)}" style="height:{_number(height)}px" viewBox="0 0 100 {_number(height)}" '
+        f'<svg class="stretched" width="100%" height="{tall}" style="height:{tall}px" viewBox="0 0 100 {tall}" '
         f'preserveAspectRatio="none">{drawn}</svg>'
     )
 

@@ -120,7 +120,7 @@ class TrialsView:
     @property
     def blinded(self) -> bool:
         """Whether any arm is still a letter only."""
-        return any(arm.policy is None for arm in self.arms)
+        return not self.arms or any(arm.policy is None for arm in self.arms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from rl_finetune.metrics.svg import nice_ticks, tick_label
 from rl_finetune.promotion.records import LatencyRecord
-from rl_finetune.promotion.report.canvas import Axis, box, dot, grid, group, line, picture, stretched, text
+from rl_finetune.promotion.report.canvas import Axis, box, dot, grid, group, line, named, picture, stretched, text
 from rl_finetune.promotion.report.data import EvidencePoint, TrialsView
 from rl_finetune.promotion.report.words import milliseconds
 from rl_finetune.types import FloatArray
@@ -80,7 +80,7 @@ def latency_chart(found: Latency) -> str:
     for i, count in enumerate(shown.counts):
         if count:
             ends = tuple(milliseconds(shown.axis.ticks[-1] * k / BINS, bare=True) for k in (i, i + 1))
-            tip = f"{ends[0]} to {ends[1]} ms: {count} calls"
+            tip = f"{ends[0]} to {ends[1]} ms, calls: {count}"
             tall = box("mass", (width * i, width * (i + 1)), (bottom - _TALL * count / most, bottom))
             parts.append(group("bin", tip, [tall]))
     lines = [("p50", "p50", found.p50), ("p99", "p99", found.p99)]
@@ -126,7 +126,7 @@ def action_panels(panels: Sequence[Panel], control_period: float) -> str:
     for i, panel in enumerate(panels):
         value = _range(panel)
         top = _PANEL * i + 18
-        parts.append(text(0, top - 4, panel.name, kind="label"))
+        parts.append(named(panel.name, top - 4))
         parts.append(text(100, top - 4, _extent(panel), "end", "value"))
         for side, kind in ((panel.incumbent, "incumbent"), (panel.candidate, "candidate")):
             if side is not None and len(side):
