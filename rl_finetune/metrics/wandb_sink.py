@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ class WandbSink:
             UserError: wandb is not installed, or online and not reachable or without a key.
         """
         self._run: Any = None
+        self._mode = mode
         self.id = resume_id or uuid.uuid4().hex[:8]
         if mode == "disabled":
             return
@@ -69,6 +70,35 @@ class WandbSink:
         """Log the numbers of one iteration; texts and lists stay in metrics.jsonl."""
         if self._run is not None:
             self._run.log({name: value for name, value in record.items() if isinstance(value, int | float)}, step=step)
+
+    def log_folder(
+        self, folder: Path, *, name: str, kind: str, aliases: Sequence[str], metadata: Mapping[str, Any]
+    ) -> None:
+        """Log a folder as a version of the artifact `name`, with these aliases, which leave other versions.
+
+        Online this waits until it has arrived, and takes other aliases away from it. A folder that wandb has already is
+        not sent again.
+
+        Raises:
+            UserError: online, and it did not arrive.
+        """
+        if self._run is None:
+            return
+        wandb = require("wandb", purpose="an artifact", install="pip install wandb")
+        artifact = wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        artifact.add_dir(str(folder), policy="immutable")  # no second copy of the weights on this disk
+        logged = self._run.log_artifact(artifact, aliases=list(aliases))
+        if self._mode != "online":
+            return
+        try:
+            logged.wait()
+            logged.aliases = [*aliases, *(alias for alias in logged.aliases if alias == "latest")]
+            logged.save()
+        except (wandb.Error, ValueError) as error:
+            raise UserError(
+                "wandb did not take an artifact", got=f"{name}: {error}", expected="a network and room",
+                do="do it again later: nothing but the copy at wandb is missing",
+            ) from error  # fmt: skip
 
     def finish(self) -> None:
         """Close the run; harmless when repeated."""

@@ -32,6 +32,15 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.copyfile(path, target / name)
 
 
+def copy_bundle(source: Path, target: Path) -> None:
+    """Copy a whole bundle, links as links so that they are refused; files cannot be written to by mistake."""
+    shutil.copytree(source, target, symlinks=True)
+    for path in target.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o444)
+    sync_tree(target)
+
+
 def sync_tree(folder: Path) -> None:
     """Make all files of a folder survive a power cut."""
     for path in [*folder.rglob("*"), folder]:
