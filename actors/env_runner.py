@@ -18,7 +18,7 @@ from actors.film import Film
 from actors.player import Player, Seat
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.policy.adapters import equip, load_trained_state, set_version
-from rl_finetune.policy.laws import law_of, scaled
+from rl_finetune.policy.laws import law_for, law_of
 from rl_finetune.spec import shared_state
 from rl_finetune.types import IntArray, SeedKeys, Trajectory
 from rl_finetune.weights import TrainedWeights
@@ -53,7 +53,7 @@ class FlowEnvRunner(EnvRunner):
             SeedKeys(self.job.run.seed, ids, np.full_like(ids, round_number * chunks), self.job.objective.group_size),
             chunks=chunks,
             body=seat.body,
-            law=scaled(self.law, self.job.exploration.scale.get(seat.body.tag, 1.0)),
+            law=law_for(seat.body.tag, self.law, self.job.exploration),
             cache_contexts="backbone" not in self.job.lora.parts,
             policy_version=self.version,
             world=seat.world.label,

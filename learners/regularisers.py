@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from learners.objectives.nft import masked_mean
-from rl_finetune.policy.flow import LOG_2PI, flow_matching_loss
+from rl_finetune.policy.flow import LOG_2PI, flow_matching_loss, whitened
 
 
 def velocity_distance(velocity: Tensor, start: Tensor, mask: Tensor) -> Tensor:
@@ -20,9 +20,10 @@ def velocity_distance(velocity: Tensor, start: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((velocity - start) ** 2, mask[:, None].expand_as(velocity)).mean()
 
 
-def gaussian_kl(mean: Tensor, start_mean: Tensor, std: Tensor, mask: Tensor) -> Tensor:
-    """Scalar, from [B, J, H, K]; the starting policy is given the same standard deviation."""
-    distance = (mean - start_mean) ** 2 / (2 * std.detach() ** 2)
+def gaussian_kl(mean: Tensor, start_mean: Tensor, std: Tensor, mask: Tensor, correlation: float = 0.0) -> Tensor:
+    """Scalar, from [B, J, H, K]; the starting policy is given the same standard deviation, and the same correlation of
+    neighbouring steps."""
+    distance = whitened((mean - start_mean) / std.detach(), correlation) ** 2 / 2
     return torch.where(mask[:, None], distance, torch.zeros_like(distance)).flatten(1).sum(1).mean()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,12 +27,12 @@ from learners.objectives.base import LossInputs
 from learners.values import value_loss
 from learners.views import Transitions, View, view_of
 from rl_finetune.config.objectives import ObjectiveSection
-from rl_finetune.config.schema import CriticSection, RegularisersSection, TrainConfig
+from rl_finetune.config.schema import CriticSection, ExplorationSection, RegularisersSection, TrainConfig
 from rl_finetune.keys import Stream, generator
 from rl_finetune.policy import QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import without_adapters
 from rl_finetune.policy.flow import interpolate
-from rl_finetune.policy.laws import Law, law_of, scaled
+from rl_finetune.policy.laws import Law, law_for, law_of
 from rl_finetune.types import FloatArray, IntArray, ScoredTrajectory, UpdateReport
 
 Optimise = Callable[[Tensor], None]
@@ -55,14 +55,14 @@ class Recipe:
     """Value loss, where the policy has a critic."""
     regularisers: RegularisersSection = field(default_factory=RegularisersSection)
     """Further terms."""
-    scale: Mapping[str, float] = field(default_factory=dict)
-    """Robot tag -> factor on the law's levels."""
+    exploration: ExplorationSection = field(default_factory=ExplorationSection)
+    """What the law is for each body; see `laws.law_for`."""
 
 
 def recipe(job: TrainConfig) -> Recipe:
     """The loss of a job."""
     loss = OBJECTIVES[job.objective.name]
-    return Recipe(job.objective, loss, law_of(job), job.critic, job.regularisers, job.exploration.scale)
+    return Recipe(job.objective, loss, law_of(job), job.critic, job.regularisers, job.exploration)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int
         part: which of several bodies' batches it is; each has points of its own.
     """
     batch = batch.to(policy.device)
-    law = scaled(recipe.law, recipe.scale.get(batch.embodiment, 1.0))
+    law = law_for(batch.embodiment, recipe.law, recipe.exploration)
     view = view_of(batch, recipe.objective, law, (*seed, part))
     reference = start = cloning = None
     if recipe.objective.needs_old:
@@ -287,7 +287,7 @@ def _regularisers(
         mean, std = view.moments(policy, context, rows, velocity)
         if weights.kl and start is not None:
             start_mean, _ = view.moments(policy, context, rows, start)
-            found.append(("start_kl", weights.kl, terms.gaussian_kl(mean, start_mean, std, mask)))
+            found.append(("start_kl", weights.kl, terms.gaussian_kl(mean, start_mean, std, mask, view.law.correlation)))
         if weights.entropy:
             found.append(("entropy", -weights.entropy, terms.entropy(std.expand_as(mean), mask)))
     if ready.cloning is not None:

@@ -98,7 +98,12 @@ class Transitions(View):
 
 
 class Densities(Transitions):
-    """Log-densities of the sampled transitions."""
+    """Log-densities of the sampled transitions; those of more than `length` numbers are scaled down to as many."""
+
+    def __init__(self, batch: Batch, law: Law, length: int | None = None) -> None:
+        super().__init__(batch, law)
+        numbers = batch.mask.sum((1, 2)) * self.tau.shape[1]
+        self.weight = torch.ones_like(batch.advantage) if length is None else (length / numbers).clamp(max=1)
 
     def reference(self, policy: QwenVLAPolicy, context: TorchContext, rows: Tensor, velocity: Tensor) -> Tensor:
         """Log-density [B] under the weights at the start."""
@@ -108,14 +113,16 @@ class Densities(Transitions):
         self, policy: QwenVLAPolicy, context: TorchContext, rows: Tensor, velocity: Tensor, reference: Tensor | None
     ) -> LossInputs:
         """See `View`."""
-        old = self.batch.old_log_prob[rows]
+        old = self.weight[rows] * self.batch.old_log_prob[rows]
         log_prob = self._log_prob(policy, context, rows, velocity)
         return DensityInputs(log_prob, old, old if reference is None else reference, self.batch.advantage[rows])
 
     def _log_prob(self, policy: QwenVLAPolicy, context: TorchContext, rows: Tensor, velocity: Tensor) -> Tensor:
         mean, std = self.moments(policy, context, rows, velocity)
         mask = self.batch.mask[rows][:, None].expand_as(mean)
-        return gaussian_log_prob(self.x_next[rows], mean, std, mask, dims=(-1,)).sum((1, 2))
+        correlation = self.law.correlation
+        steps = gaussian_log_prob(self.x_next[rows], mean, std, mask, dims=(-1,), correlation=correlation)
+        return self.weight[rows] * steps.sum((1, 2))
 
 
 class Pairs(View):
@@ -170,7 +177,7 @@ def view_of(batch: Batch, objective: ObjectiveSection, law: Law, seed: tuple[int
     if objective.view == "transitions":
         return Transitions(batch, law)
     if objective.view == "density":
-        return Densities(batch, law)
+        return Densities(batch, law, getattr(objective, "ratio_length", None))
     pairs = getattr(objective, "pairs", 1)
     if isinstance(objective, RECAPSection):
         return AdvisedPairs(batch, pairs, seed, quantile=objective.quantile, dropout=objective.dropout)

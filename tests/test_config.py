@@ -12,6 +12,7 @@ import yaml
 from rl_finetune.config import EvaluateConfig, Section, SFTConfig, TrainConfig, describe, dump, find, load
 from rl_finetune.config.describe import members, walk
 from rl_finetune.config.files import FOLDER, merge
+from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.errors import UserError
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -21,7 +22,8 @@ STAGE = "stages=[{name: a, train: decoder, steps: 1}]"
 
 def kind_of(file: Path) -> type[Section]:
     """The job that a shipped file is for, by its name."""
-    return {"evaluate": EvaluateConfig, "sft": SFTConfig}.get(re.split("[-_]", file.stem)[0], TrainConfig)
+    kinds = {"evaluate": EvaluateConfig, "sft": SFTConfig, "promote": PromoteConfig}
+    return kinds.get(re.split("[-_]", file.stem)[0], TrainConfig)
 
 
 def refused(*overrides: str, kind: type[Section] = TrainConfig, file: Path | None = None) -> str:
@@ -149,7 +151,7 @@ def test_a_bad_override_is_told_what_got_expected_and_what_to_do(
         (
             ["objective.name=grpo", "objective.beta=1"],
             "unknown setting 'objective.beta': got 1; expected one of objective.{name, gamma, lam, epochs, minibatch, "
-            "normalise_advantages, group_size, replay, clip, dual_clip, log_ratio_clamp}; "
+            "normalise_advantages, group_size, replay, clip, dual_clip, log_ratio_clamp, ratio_length}; "
             "objective.name=diffusion_nft or step_nft has it",
         ),
         (["objective.quantile=0.9"], "objective.name=recap has it"),
@@ -182,6 +184,13 @@ def test_a_bad_setting_of_an_objective_is_told_in_that_objectives_terms(override
         ("rollout.denoising_steps", "1; expected at least 2", ["rollout.denoising_steps=1"]),
         ("lora.parts", "[]", ["lora.parts=[]"]),
         ("exploration.sde_step", "4; expected less than", ["exploration.sde_step=4"]),
+        ("exploration.correlation", "{'gr1': 0.5}; expected none for the law flow_noise", [
+            "exploration.law=flow_noise", "exploration.correlation={gr1: 0.5}",
+        ]),
+        ("exploration.correlation", "{'gr1': 0.5}; expected none for the law flow_sde with step_nft", [
+            "objective.name=step_nft", "exploration.correlation={gr1: 0.5}",
+        ]),
+        ("exploration.correlation", "{'gr1': 1.0}; expected numbers", ["exploration.correlation={gr1: 1.0}"]),
         ("exploration.levels", "[1.0]; expected one number for each", ["exploration.levels=[1]"]),
         ("exploration.levels", "[]; expected one number for each", ["exploration.levels=[]"]),
         ("exploration.odds", "[1.0, 1.0, 1.0]; expected one number for each", ["exploration.odds=[1, 1, 1]"]),

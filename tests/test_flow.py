@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.policy.flow import (
+    coloured,
     euler_grid,
     flow_matching_loss,
     gaussian_log_prob,
@@ -22,6 +23,7 @@ from rl_finetune.policy.flow import (
     ode_step,
     sde_sigma,
     sde_step,
+    whitened,
 )
 from rl_finetune.policy.laws import FlowSDE
 from rl_finetune.policy.sampler import Noise, draw_noise, sample_flow_sde, sample_ode, score
@@ -363,3 +365,29 @@ def test_loss_by_hand() -> None:
     velocity[~mask] = 1e6
     assert flow_matching_loss(velocity, x0, eps, mask).item() == (first + second) / 2
     assert flow_matching_loss(eps - x0, x0, eps, mask).item() == 0
+
+
+def test_correlated_noise_is_an_autoregression_of_unit_variance() -> None:
+    """By hand: rho = 0.6, so sqrt(1 - rho^2) = 0.8, and z = (1, 2, -1) becomes 1, 0.6 + 1.6, 1.32 - 0.8."""
+    z = torch.tensor([1.0, 2.0, -1.0])[:, None]
+    noise = coloured(z, 0.6)
+    assert noise.flatten().tolist() == pytest.approx([1.0, 2.2, 0.52])
+    assert torch.allclose(whitened(noise, 0.6), z)
+    many = coloured(torch.randn(20_000, 8, 1, generator=torch.Generator().manual_seed(0)), 0.6)[..., 0]
+    assert torch.allclose(torch.corrcoef(many.T)[0], 0.6 ** torch.arange(8.0), atol=0.03)
+    assert torch.allclose(many.var(0), torch.ones(8), atol=0.05)
+
+
+def test_density_of_correlated_noise_is_the_multivariate_normal_s() -> None:
+    """Against torch's own density; where only the first steps were executed, against that of their marginal."""
+    rho, std, steps = 0.7, 0.3, 5
+    lags = (torch.arange(steps)[:, None] - torch.arange(steps)).abs()
+    covariance = (std**2 * rho**lags).double()
+    mean, x = torch.zeros(steps, 1), torch.tensor([0.3, -0.1, 0.4, 0.2, -0.5])[:, None]
+    for executed in (5, 3):
+        mask = (torch.arange(steps) < executed)[:, None]
+        exact = torch.distributions.MultivariateNormal(
+            torch.zeros(executed).double(), covariance[:executed, :executed]
+        ).log_prob(x[:executed, 0].double())
+        got = gaussian_log_prob(x, mean, torch.tensor(std), mask, correlation=rho)
+        assert float(got) == pytest.approx(float(exact), abs=1e-5)

@@ -23,6 +23,7 @@ from learners.views import Densities, Transitions
 from rl_finetune.config.objectives import PPOSection
 from rl_finetune.policy import QwenVLAPolicy, TorchContext
 from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.flow import whitened
 from rl_finetune.policy.laws import ODE, FlowNoise, FlowSDE, Law, times
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.sampler import Noise, Velocity, draw_noise, sample, transition_mean
@@ -33,6 +34,7 @@ SDES: dict[str, FlowSDE] = {
     "random": FlowSDE(4, 0.5),
     "fixed": FlowSDE(4, 0.5, step=2),
     "levels": FlowSDE(4, levels=LEVELS, odds=ODDS),
+    "correlated": FlowSDE(4, 0.5, step=2, correlation=0.8),
 }
 SCORED: dict[str, FlowSDE | FlowNoise] = {**SDES, "noise": FlowNoise(4)}
 LAWS: dict[str, Law] = {**SCORED, "ode": ODE(4)}
@@ -307,6 +309,7 @@ def test_the_scorer_finds_what_the_sampler_recorded(law: Law) -> None:
         (FlowSDE(4, levels=LEVELS), FlowSDE(4, levels=LEVELS[::-1])),
         (FlowSDE(4, levels=LEVELS), FlowSDE(5, levels=(*LEVELS, 0.2))),
         (FlowSDE(4, 0.5), FlowSDE(4, levels=LEVELS)),
+        (FlowSDE(4, 0.5), FlowSDE(4, 0.5, correlation=0.3)),
     ],
 )
 def test_mistake_1_another_law_than_the_samplers_is_detected(sampled: FlowSDE, law: FlowSDE) -> None:
@@ -411,10 +414,15 @@ def test_noise_follows_from_the_key_alone(law: Law) -> None:
 
 
 def test_laws_begin_in_the_same_noise_and_share_what_follows() -> None:
-    """So a law is compared with the ODE, and levels with other levels, under the same draws."""
+    """So a law is compared with the ODE, and levels with other levels, under the same draws; correlation colours
+    them."""
     drawn = {name: noise_for(law, 6) for name, law in LAWS.items()}
     assert all(torch.equal(noise.start, drawn["ode"].start) for noise in drawn.values())
-    assert all(torch.equal(drawn[name].transition, drawn["random"].transition) for name in SDES)
+    white = {name: whitened(drawn[name].transition, law.correlation) for name, law in SDES.items()}
+    assert all(torch.allclose(noise, drawn["random"].transition, atol=1e-5) for noise in white.values())
+    cooler = noise_for(FlowSDE(4, 0.5, temperature=0.5), 6)
+    assert torch.equal(cooler.start, 0.5 * drawn["ode"].start)
+    assert torch.equal(cooler.transition, drawn["random"].transition)
     assert torch.equal(drawn["noise"].transition[:, :1], drawn["random"].transition)
     each = drawn["noise"].transition.flatten(2).transpose(0, 1).flatten(1)
     assert torch.corrcoef(torch.cat((each, drawn["ode"].start.reshape(1, -1)))).fill_diagonal_(0).abs().max() < 0.15

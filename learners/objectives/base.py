@@ -16,7 +16,8 @@ class DensityInputs:
     """View `density`: one minibatch of B chunk decisions and how likely each is."""
 
     log_prob: Tensor
-    """[B] under the present weights, summed over scored transitions and valid channels of executed steps."""
+    """[B] under the present weights, summed over scored transitions and valid channels of executed steps, and scaled
+    where `ratio_length` says so."""
     old_log_prob: Tensor
     """[B] the same under the weights that acted."""
     start_log_prob: Tensor

@@ -53,6 +53,10 @@ class ClippedSection(ObjectiveSection):
     """Bound on the loss of bad actions; null leaves it out."""
     log_ratio_clamp: float = Field(20.0, gt=0)
     """Log-ratios are clamped to this before the exponential."""
+    ratio_length: int | None = Field(None, ge=1)
+    """Decisions of more scored numbers (steps x channels) than this have their log-ratio scaled down to as many (at 1
+    it is GSPO's, arXiv 2507.18071): of several bodies, those with many joints would leave the clip at once and drown
+    the others' gradients. null takes the sum as it is."""
 
 
 class PPOSection(ClippedSection):

@@ -50,6 +50,9 @@ class ExplorationSection(Section):
     """`flow_sde`: one stochastic step a sample. `calibrated`: the same with measured levels, so that `executed_std`
     is the dial. `flow_noise`: learned noise at every step. `ode`: the initial noise alone, for objectives without
     likelihood."""
+    temperature: float = Field(1.0, ge=0)
+    """Scale of the initial noise in training; `evaluation.temperature` is another. A policy that is judged at one and
+    trained at the other gains less where it is judged."""
     noise_level: float = Field(0.5, gt=0)
     """a of Flow-SDE's sigma = a sqrt(tau / (1 - tau))."""
     sde_step: int | None = Field(None, ge=0)
@@ -67,6 +70,10 @@ class ExplorationSection(Section):
     scale: dict[str, float] = Field(default_factory=dict)
     """Robot tag -> factor on a in its worlds (default 1): the same noise in normalised units is centimetres for an arm
     and decimetres for a base that drives."""
+    correlation: dict[str, float] = Field(default_factory=dict)
+    """Robot tag -> correlation of Flow-SDE's noise between neighbouring action steps in its worlds, 0 (default) to
+    below 1. Independent noise averages out where many steps are executed quickly; correlated noise moves a whole chunk
+    aside."""
     std_min: float = Field(0.08, gt=0)
     """Smallest standard deviation of Flow-Noise."""
     std_max: float = Field(0.16, gt=0)
@@ -269,6 +276,11 @@ def _check_law(law: ExplorationSection, objective: ObjectiveSection, steps: int)
     require(factors, "exploration.scale", law.scale, "factors above 0")
     levelled = not law.scale or law.law in ("flow_sde", "calibrated")
     require(levelled, "exploration.scale", law.scale, f"none: the law {law.law} has no levels")
+    possible = all(0 <= rho < 1 for rho in law.correlation.values())
+    require(possible, "exploration.correlation", law.correlation, "numbers from 0 to below 1")
+    may = law.law in ("flow_sde", "calibrated") and objective.view != "transitions"
+    allowed = f"none for the law {law.law} with {objective.name}: they take steps for independent"
+    require(may or not law.correlation, "exploration.correlation", law.correlation, allowed)
     if objective.view == "density":
         require(law.law != "ode", "exploration.law", "ode", "a stochastic law: the objective scores what was sampled")
     if objective.view == "transitions":

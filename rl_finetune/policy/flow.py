@@ -61,19 +61,43 @@ def sde_step(x: Tensor, v: Tensor, tau: Tensor, tau_next: Tensor, noise_level: T
 
 
 def gaussian_log_prob(
-    x: Tensor, mean: Tensor, std: Tensor, mask: Tensor, *, dims: tuple[int, ...] = (-2, -1)
+    x: Tensor, mean: Tensor, std: Tensor, mask: Tensor, *, dims: tuple[int, ...] = (-2, -1), correlation: float = 0.0
 ) -> Tensor:
     """Gaussian log-density of `x` in float32, summed over the valid entries of `dims`.
 
     Args:
         x, mean: [..., H, K].
         std: positive, broadcastable.
-        mask: [..., H, K] bool; padded channels and steps that were not executed add nothing.
+        mask: [..., H, K] bool; padded channels and steps that were not executed add nothing. Executed steps come first,
+            so that what is left is the density of what was executed.
         dims: axes to sum over, steps and channels by default.
+        correlation: between the noise of neighbouring steps, see `coloured`; each step's density is then the one given
+            the steps before it.
     """
     x, mean, std = x.float(), mean.float(), std.float()
-    density = -0.5 * (((x - mean) / std) ** 2 + LOG_2PI) - torch.log(std)
+    density = -0.5 * (whitened((x - mean) / std, correlation) ** 2 + LOG_2PI) - torch.log(std)
+    if correlation:
+        density[..., 1:, :] -= 0.5 * math.log(1 - correlation**2)
     return torch.where(mask, density, torch.zeros_like(density)).sum(dims)
+
+
+def coloured(white: Tensor, correlation: float) -> Tensor:
+    """Noise whose neighbouring steps correlate, from independent draws [..., H, K]: the stationary autoregression
+    y_0 = z_0, y_h = rho y_(h-1) + sqrt(1 - rho^2) z_h, of unit variance at every step. `whitened` undoes it."""
+    if not correlation:
+        return white
+    steps = [white[..., 0, :]]
+    for z in white.unbind(-2)[1:]:
+        steps.append(correlation * steps[-1] + math.sqrt(1 - correlation**2) * z)
+    return torch.stack(steps, -2)
+
+
+def whitened(noise: Tensor, correlation: float) -> Tensor:
+    """The independent draws [..., H, K] that `coloured` made `noise` of."""
+    if not correlation:
+        return noise
+    innovations = (noise[..., 1:, :] - correlation * noise[..., :-1, :]) / math.sqrt(1 - correlation**2)
+    return torch.cat([noise[..., :1, :], innovations], -2)
 
 
 def flow_matching_loss(velocity: Tensor, x0: Tensor, eps: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_finetune.config.schema import TrainConfig
+from rl_finetune.config.schema import ExplorationSection, TrainConfig
 from rl_finetune.policy.flow import euler_grid
 
 
@@ -26,8 +26,11 @@ class ODE:
 
     num_steps: int = 4
     """N Euler steps."""
+    temperature: float = 1.0
+    """Scale of the initial noise."""
 
     transitions = 0
+    correlation = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,10 @@ class FlowSDE:
     """[num_steps] a of each step in place of `noise_level`."""
     odds: tuple[float, ...] | None = None
     """[num_steps] probability of each step where it is drawn; None is uniform."""
+    correlation: float = 0.0
+    """Between the noise of neighbouring action steps; see `flow.coloured`."""
+    temperature: float = 1.0
+    """Scale of the initial noise."""
 
     transitions = 1
 
@@ -68,6 +75,10 @@ class FlowNoise:
 
     num_steps: int = 4
     """N Euler steps, all of them stochastic."""
+    temperature: float = 1.0
+    """Scale of the initial noise."""
+
+    correlation = 0.0
 
     @property
     def transitions(self) -> int:
@@ -86,27 +97,28 @@ def law_of(job: TrainConfig) -> Law:
     """
     steps, chosen = job.rollout.denoising_steps, job.exploration
     if chosen.law == "ode":
-        return ODE(steps)
+        return ODE(steps, chosen.temperature)
     if chosen.law == "flow_noise":
-        return FlowNoise(steps)
+        return FlowNoise(steps, chosen.temperature)
     if (chosen.law == "calibrated" and chosen.levels is None) or chosen.odds == "contribution":
         raise ValueError("exploration.levels or odds: not measured yet; `actors.calibration` does")
     levels, odds = (tuple(v) if isinstance(v, list) else None for v in (chosen.levels, chosen.odds))
-    return FlowSDE(steps, chosen.noise_level, chosen.sde_step, levels, odds)
+    return FlowSDE(steps, chosen.noise_level, chosen.sde_step, levels, odds, temperature=chosen.temperature)
 
 
-def scaled(law: Law, factor: float) -> Law:
-    """The law with its levels times `factor`; only Flow-SDE has any.
+def law_for(tag: str, law: Law, chosen: ExplorationSection) -> Law:
+    """The law as it is in the worlds of one body: its levels scaled and its noise correlated as `chosen` says.
 
     Raises:
-        ValueError: a factor for a law without levels.
+        ValueError: either is asked of another law than Flow-SDE.
     """
-    if factor == 1:
+    factor, correlation = chosen.scale.get(tag, 1.0), chosen.correlation.get(tag, 0.0)
+    if factor == 1 and not correlation:
         return law
     if not isinstance(law, FlowSDE):
-        raise ValueError(f"{law} has no levels to scale")
+        raise ValueError(f"{law} has neither levels to scale nor noise to correlate")
     levels = None if law.levels is None else tuple(level * factor for level in law.levels)
-    return replace(law, noise_level=law.noise_level * factor, levels=levels)
+    return replace(law, noise_level=law.noise_level * factor, levels=levels, correlation=correlation)
 
 
 def times(law: Law, step: Tensor) -> tuple[Tensor, Tensor]:

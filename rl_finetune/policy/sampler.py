@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rl_finetune.keys import Stream, generator
-from rl_finetune.policy.flow import euler_grid, gaussian_log_prob, ode_step, sde_step
+from rl_finetune.policy.flow import coloured, euler_grid, gaussian_log_prob, ode_step, sde_step
 from rl_finetune.policy.laws import ODE, FlowNoise, FlowSDE, Law
 from rl_finetune.types import IntArray, SeedKeys
 
@@ -30,9 +30,9 @@ class Noise:
     """Everything random in one chunk's sampling."""
 
     start: Tensor
-    """[N, H, K] standard normal, the chain's first state."""
+    """[N, H, K] the chain's first state: standard normal times the law's temperature."""
     transition: Tensor
-    """[N, J, H, K] standard normal of the stochastic steps."""
+    """[N, J, H, K] standard normal of the stochastic steps; neighbours along H correlate where the law says so."""
     step: Tensor
     """[N] int64 index of the first stochastic step."""
 
@@ -62,11 +62,12 @@ def draw_noise(keys: SeedKeys, chunk: IntArray, horizon: int, width: int, law: L
     step = np.zeros(len(keys), np.int64)
     for i, (env, episode, number) in enumerate(zip(keys.env, keys.episode, chunk, strict=True)):
         rng = generator(keys.seed, Stream.NOISE, int(env), int(episode), int(number))
-        start[i] = rng.standard_normal((horizon, width), dtype=np.float32)
+        start[i] = law.temperature * rng.standard_normal((horizon, width), dtype=np.float32)
         transition[i] = rng.standard_normal(transition.shape[1:], dtype=np.float32)
         if isinstance(law, FlowSDE):
             step[i] = law.draw_step(rng)
-    return Noise(torch.from_numpy(start), torch.from_numpy(transition), torch.from_numpy(step))
+    correlation = law.correlation if isinstance(law, FlowSDE) else 0.0
+    return Noise(torch.from_numpy(start), coloured(torch.from_numpy(transition), correlation), torch.from_numpy(step))
 
 
 def sample(velocity: Velocity, noise: Noise, law: Law, mask: Tensor, spread: Spread | None = None) -> Transition:
@@ -111,7 +112,7 @@ def sample_flow_sde(velocity: Velocity, noise: Noise, law: FlowSDE, mask: Tensor
         here = (noise.step == k)[:, None, None]
         x_next = torch.where(here, mean + std * noise.transition[:, 0], ode_step(x, v, tau, tau_next))
         kept_x, kept_next = torch.where(here, x, kept_x), torch.where(here, x_next, kept_next)
-        scored = gaussian_log_prob(x_next, mean, std, mask, dims=(-1,))
+        scored = gaussian_log_prob(x_next, mean, std, mask, dims=(-1,), correlation=law.correlation)
         log_prob = torch.where(here[..., 0], scored, log_prob)
         x = x_next
     return Transition(torch.stack((kept_x, kept_next), 1), noise.step, log_prob, x)
@@ -156,4 +157,4 @@ def score(velocity: Velocity, states: Tensor, step: Tensor, law: FlowSDE, mask: 
     v = velocity(states[:, 0], tau)
     mean, std = transition_mean(v[:, None], states[:, :1], tau[:, None], tau_next[:, None], step, law)
     assert std is not None
-    return gaussian_log_prob(states[:, 1], mean[:, 0], std[:, 0], mask, dims=(-1,))
+    return gaussian_log_prob(states[:, 1], mean[:, 0], std[:, 0], mask, dims=(-1,), correlation=law.correlation)
