@@ -40,8 +40,8 @@ class PlanSection(Section):
     """What the evidence must hold for the error rates of the gates to mean anything. Cannot be switched off."""
 
     episodes: int = Field(600, ge=1)
-    """Unperturbed episodes of each world, for both policies. 600 find a gain of 10 points in a single world, at any
-    success rate and however little the policies' episodes go together, in at least nine of ten evaluations."""
+    """Unperturbed episodes of each world, for both policies. 600 promote a gain of 10 points in a single world and its
+    suites in at least nine of ten evaluations, at any success rate and were the policies' episodes independent."""
     suite_episodes: int = Field(300, ge=1)
     """Episodes of each world under each perturbation suite, for both policies."""
     failed: float = Field(0.02, ge=0, lt=1)
