@@ -45,8 +45,8 @@ class BatchingSection(Section):
 
     max_batch: int = Field(8, ge=1)
     """Most requests that the policy computes together."""
-    max_wait: float = Field(0.002, ge=0)
-    """Seconds that a request waits for others, while a client that could ask has not."""
+    max_wait: float = Field(0.005, ge=0)
+    """Seconds that a free policy waits for more requests, while a client that could ask has not."""
     queue: int = Field(64, ge=1)
     """Requests that may wait; further ones are told that the server is busy."""
     deadline: float = Field(10.0, gt=0)

@@ -1,11 +1,12 @@
 """Requests of several clients meet in one thread that computes them together.
 
     client 1 --ask--+
-    client 2 --ask--+--> waiting (bounded) --gather--> batch of one kind --> the thread --> a reply for each
+    client 2 --ask--+--> waiting (bounded) --batch of one kind--> the thread --> a reply for each
     client 3 --ask--+         ^ removed where a client goes away or its deadline passes
 
-While the thread computes, the next batch gathers by itself; only an idle thread waits, at most `max_wait`, and not even
-that where every client has asked already.
+While the thread computes, the next batch gathers by itself. A thread that is free waits for company, at most
+`max_wait`, and not even that where every client has asked already. All is done in callbacks of the event loop: tasks
+that wake one another would cost a lone client more than its frame does.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rl_finetune.config.serving import BatchingSection
 from rl_finetune.promotion.serving.requests import ActReply, ActRequest
 
 Act = Callable[[Sequence[ActRequest]], list[ActReply]]
+Outcome = ActReply | Exception
 
 
 class Refused(Exception):
@@ -62,7 +64,7 @@ class Batcher:
     """The queue before the one thread that infers; lives in one event loop."""
 
     def __init__(self, act: Act, settings: BatchingSection, clients: Callable[[], int]) -> None:
-        """Start computing.
+        """Begin with an empty queue.
 
         Args:
             act: computes a batch; blocks.
@@ -70,76 +72,66 @@ class Batcher:
             clients: how many could have a request waiting at this moment.
         """
         self._act, self._settings, self._clients = act, settings, clients
+        self._loop = asyncio.get_running_loop()
         self._waiting: list[_Waiting] = []
-        self._arrived = asyncio.Event()
+        self._computing: list[_Waiting] = []
+        self._free_since = self._loop.time()
+        self._patience: asyncio.TimerHandle | None = None
         self._stopped = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
-        self._runner = asyncio.create_task(self._run())
 
     @property
     def depth(self) -> int:
         """Requests that wait."""
         return len(self._waiting)
 
-    async def ask(self, request: ActRequest) -> ActReply:
-        """The policy's reply. Whoever cancels this takes the request out of the queue.
+    def ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
+        """The policy's reply, or what it raised for this very request, or Late. Cancelling it takes the request out of
+        the queue.
 
         Raises:
-            Refused: the queue is full, the deadline has passed, or the server stops.
-            Exception: what the policy raised for this very request.
+            Busy: the queue is full.
+            Stopping: the server stops.
         """
-        settings = self._settings
         if self._stopped:
             raise Stopping("the server is being stopped")
-        if len(self._waiting) >= settings.queue:
+        if len(self._waiting) >= self._settings.queue:
             raise Busy(f"busy: got {len(self._waiting)} requests waiting; expected fewer; ask again later")
-        loop = asyncio.get_running_loop()
-        waiting = _Waiting(request, kind_of(request), loop.create_future(), loop.time())
+        waiting = _Waiting(request, kind_of(request), self._loop.create_future(), self._loop.time())
         self._waiting.append(waiting)
-        self._arrived.set()
-        try:
-            async with asyncio.timeout(settings.deadline):
-                return await waiting.reply
-        except TimeoutError:
-            raise Late(f"late: no chunk within {settings.deadline:g} s; ask again with a new observation") from None
-        finally:
-            with suppress(ValueError):  # the usual case: the thread has taken it
-                self._waiting.remove(waiting)
+        deadline = self._loop.call_later(self._settings.deadline, self._expire, waiting)
+        waiting.reply.add_done_callback(lambda reply: self._done(waiting, deadline))
+        self._pump()
+        return waiting.reply
 
     def client_left(self) -> None:
         """One client fewer could ask: perhaps nobody need be waited for any more."""
-        self._arrived.set()
+        self._pump()
 
     async def close(self) -> None:
-        """Refuse what waits, and wait for the batch that is being computed."""
+        """Refuse what has not been computed, and wait for the thread."""
         self._stopped = True
-        self._runner.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._runner
-        for waiting in self._waiting:
+        for waiting in (*self._waiting, *self._computing):
             _settle(waiting, Stopping("the server is being stopped"))
         await asyncio.to_thread(self._thread.shutdown)
 
-    async def _run(self) -> None:
-        while True:
-            self._arrived.clear()
-            if self._waiting:
-                await self._gather()
-                await self._compute(self._take())
-            else:
-                await self._arrived.wait()
+    def _pump(self) -> None:
+        """Give the thread its next batch, if it is free and there is nothing to wait for."""
+        if self._computing or not self._waiting or self._stopped:
+            return
+        since = max(self._waiting[0].since, self._free_since)
+        if self._enough() or self._loop.time() >= since + self._settings.max_wait:
+            self._computing = self._take()
+            self._thread.submit(self._work, self._computing)
+        elif self._patience is None:
+            self._patience = self._loop.call_at(since + self._settings.max_wait, self._impatient)
 
-    async def _gather(self) -> None:
-        """Wait for company, no longer than the oldest request may."""
-        end = self._waiting[0].since + self._settings.max_wait
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(end):
-                while not self._enough():
-                    self._arrived.clear()
-                    await self._arrived.wait()
+    def _impatient(self) -> None:
+        self._patience = None
+        self._pump()
 
     def _enough(self) -> bool:
-        if not self._waiting or len(self._waiting) >= self._clients():
+        if len(self._waiting) >= self._clients():
             return True
         first = self._waiting[0].kind
         return sum(w.kind == first for w in self._waiting) >= self._settings.max_batch
@@ -150,27 +142,37 @@ class Batcher:
         self._waiting = [w for w in self._waiting if w not in batch]
         return batch
 
-    async def _compute(self, batch: list[_Waiting]) -> None:
-        batch = [w for w in batch if not w.reply.done()]
-        if not batch:
-            return
+    def _work(self, batch: list[_Waiting]) -> None:
+        """In the thread."""
+        outcomes = self._outcomes(batch)
+        with suppress(RuntimeError):  # the loop has been closed meanwhile
+            self._loop.call_soon_threadsafe(self._finish, batch, outcomes)
+
+    def _outcomes(self, batch: list[_Waiting]) -> list[Outcome]:
         try:
-            replies = await asyncio.get_running_loop().run_in_executor(self._thread, self._act, _requests(batch))
+            replies = self._act([waiting.request for waiting in batch])
             if len(replies) != len(batch):
                 raise RuntimeError(f"policy gave {len(replies)} replies to {len(batch)} requests")
-        except asyncio.CancelledError:
-            for waiting in batch:
-                _settle(waiting, Stopping("the server is being stopped"))
-            raise
+            return list(replies)
         except Exception as error:
             if len(batch) == 1:
-                _settle(batch[0], error)
-            else:  # one client's request must not cost the others theirs
-                for waiting in batch:
-                    await self._compute([waiting])
-            return
-        for waiting, reply in zip(batch, replies, strict=True):
-            _settle(waiting, reply)
+                return [error]
+            # One client's request must not cost the others theirs.
+            return [outcome for waiting in batch for outcome in self._outcomes([waiting])]
+
+    def _finish(self, batch: list[_Waiting], outcomes: list[Outcome]) -> None:
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            _settle(waiting, outcome)
+        self._computing, self._free_since = [], self._loop.time()
+        self._pump()
+
+    def _expire(self, waiting: _Waiting) -> None:
+        _settle(waiting, Late(f"late: no chunk within {self._settings.deadline:g} s; ask again with a new observation"))
+
+    def _done(self, waiting: _Waiting, deadline: asyncio.TimerHandle) -> None:
+        deadline.cancel()
+        with suppress(ValueError):  # the usual case: the thread has taken it
+            self._waiting.remove(waiting)
 
 
 def kind_of(request: ActRequest) -> Hashable:
@@ -179,11 +181,7 @@ def kind_of(request: ActRequest) -> Hashable:
     return seen.embodiment, tuple((view, image.shape[1:]) for view, image in seen.images.items())
 
 
-def _requests(batch: list[_Waiting]) -> list[ActRequest]:
-    return [waiting.request for waiting in batch]
-
-
-def _settle(waiting: _Waiting, outcome: ActReply | Exception) -> None:
+def _settle(waiting: _Waiting, outcome: Outcome) -> None:
     if waiting.reply.done():  # the client went away, or its deadline passed
         return
     if isinstance(outcome, Exception):

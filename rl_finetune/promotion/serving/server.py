@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -204,15 +204,21 @@ class PolicyServer:
 
     async def _computed(self, request: ActRequest, gone: asyncio.Future[None]) -> ActReply:
         """The policy's reply, unless the client leaves before it."""
-        asked = asyncio.ensure_future(self._batcher.ask(request))
-        either: tuple[asyncio.Future[Any], ...] = (asked, gone)
+        asked = self._batcher.ask(request)
+
+        def leave(_: asyncio.Future[None]) -> None:
+            asked.cancel()
+
+        gone.add_done_callback(leave)
         try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                self._count("gone")
-                raise _Gone
-            return asked.result()
+            return await asked
+        except asyncio.CancelledError:
+            if not gone.done():  # it is this task that is cancelled
+                raise
+            self._count("gone")
+            raise _Gone from None
         finally:
+            gone.remove_done_callback(leave)
             asked.cancel()
 
     async def _operator(self, ws: ServerConnection) -> None:
