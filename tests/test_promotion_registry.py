@@ -1,0 +1,407 @@
+"""Stages in their order with what each needs, a way back, and a kill at any instant leaves the old or the new."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from bundles import grounds, paper_bundle
+
+import rl_finetune.metrics.wandb_sink as sinks
+from rl_finetune.errors import UserError
+from rl_finetune.promotion.records import Check, PolicyName, Verdict
+from rl_finetune.promotion.registry.bundle import Bundle
+from rl_finetune.promotion.registry.grounds import Grounds
+from rl_finetune.promotion.registry.registry import Audit, Registry
+from rl_finetune.promotion.registry.signing import make_keys
+from rl_finetune.promotion.registry.stages import STAGES
+from rl_finetune.promotion.registry.wandb_mirror import mirror
+
+TIME = "2026-01-02T03:04:05.000+00:00"
+
+
+@pytest.fixture(autouse=True)
+def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is killed here is the process: flushing to the disk decides nothing, and takes a busy disk's time."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry(tmp_path / "registry", clock=lambda: TIME)
+
+
+def submitted(registry: Registry, name: str) -> Bundle:
+    return registry.submit(paper_bundle(registry.folder.parent / name, name).folder, by="ada")
+
+
+def promoted(registry: Registry, name: str) -> Bundle:
+    """Through all stages."""
+    bundle, incumbent = submitted(registry, name), registry.status().promoted or "0" * 64
+    for stage in STAGES[1:5]:
+        kind = {"simulation-passed": "verdict", "promoted": "decision"}.get(stage)
+        file = None if kind is None else grounds(registry.folder.parent, kind, bundle, incumbent)  # type: ignore[arg-type]
+        registry.advance(bundle.digest, stage, by="ada", grounds=file)
+    return bundle
+
+
+def stages(registry: Registry) -> dict[str, str]:
+    return {standing.name: standing.stage for standing in registry.status().bundles}
+
+
+def pointed(registry: Registry) -> str | None:
+    path = registry.pointer("promoted")
+    return json.loads(path.read_text())["digest"] if path.exists() else None
+
+
+def test_the_way_up_and_back(registry: Registry) -> None:
+    assert registry.promoted() is None and registry.status().before is None and registry.verify() == Audit(0, 0, 0, 0)
+    with pytest.raises(UserError, match="nothing to roll back to"):
+        registry.rollback(by="ada")
+    a = promoted(registry, "a")
+    assert registry.promoted() is not None and pointed(registry) == a.digest and stages(registry) == {"a": "promoted"}
+    b, c = promoted(registry, "b"), promoted(registry, "c")
+    assert stages(registry) == {"a": "retired", "b": "retired", "c": "promoted"} and pointed(registry) == c.digest
+    assert registry.rollback(by="bo", note="it trembles").digest == b.digest == pointed(registry)
+    assert stages(registry) == {"a": "retired", "b": "promoted", "c": "retired"}
+    d = promoted(registry, "d")
+    assert registry.rollback(by="bo").digest == b.digest and registry.rollback(by="bo").digest == a.digest
+    with pytest.raises(UserError, match="nothing to roll back to"):
+        registry.rollback(by="bo")
+    last = registry.history()[-1]
+    assert (last.kind, dict(last.body)) == (
+        "rollback", {"bundle": a.digest, "from": b.digest, "by": "bo", "note": ""},
+    )  # fmt: skip
+    assert [entry.kind for entry in registry.history(d.digest[:8])] == ["submit", *["advance"] * 4, "rollback"]
+    # 4 bundles of 5 files and a manifest, 5 entries each and 3 rollbacks, a verdict and a decision each
+    assert registry.verify() == Audit(entries=23, bundles=4, files=4 * 6, grounds=8)
+
+
+def test_a_retired_bundle_is_no_way_back(registry: Registry) -> None:
+    a, b, c = (promoted(registry, name) for name in "abc")
+    registry.retire(b.digest, by="ada", note="hits the table")
+    assert registry.rollback(by="ada").digest == a.digest
+    registry.retire(a.digest, by="ada")
+    assert registry.promoted() is None and pointed(registry) is None
+    for old in (a, b, c):
+        with pytest.raises(UserError, match="got retired now; expected nothing next"):
+            registry.advance(old.digest, "candidate", by="ada")
+
+
+def test_what_each_step_needs(registry: Registry, tmp_path: Path) -> None:
+    a, b = promoted(registry, "a"), submitted(registry, "b")
+    verdict, decision = (grounds(tmp_path, kind, b, a.digest) for kind in ("verdict", "decision"))
+
+    def refused(message: str, stage: str, **arguments: object) -> None:
+        before = len(registry.history())
+        with pytest.raises(UserError, match=message):
+            registry.advance(b.digest, stage, **{"by": "ada", **arguments})  # type: ignore[arg-type]
+        assert len(registry.history()) == before
+
+    refused("cannot become shadow: got candidate now; expected simulation-passed next", "shadow")
+    refused("without a verdict", "simulation-passed")
+    refused("cannot be waived", "simulation-passed", waiver="trust me")
+    refused("does not rest on a decision", "simulation-passed", grounds=decision)
+    refused("about another bundle", "simulation-passed", grounds=grounds(tmp_path, "verdict", a, a.digest))
+    refused("compares with a bundle that is not promoted", "simulation-passed", grounds=grounds(tmp_path, "verdict", b))
+    refused("cannot be read", "simulation-passed", grounds=tmp_path / "nowhere.json")
+    refused("nobody is named", "simulation-passed", grounds=verdict, by=" ")
+    assert registry.advance(b.digest[:10], "simulation-passed", by="ada", grounds=verdict).stage == "simulation-passed"
+    refused("does not rest on a verdict", "shadow", grounds=verdict)
+    registry.advance(b.digest, "shadow", by="ada")
+    registry.advance(b.digest, "canary", by="ada")
+    refused("without a decision: .* or a waiver with a reason", "promoted")
+    refused("without a decision", "promoted", waiver="  ")
+    refused("does not rest on a verdict", "promoted", grounds=verdict)
+    registry.advance(b.digest, "promoted", by="ada", waiver="no robot in this building", note="demo")
+    assert registry.history()[-1].body["waiver"] == "no robot in this building" and pointed(registry) == b.digest
+    with pytest.raises(UserError, match="submitted before"):
+        registry.submit(b.folder, by="ada")
+    with pytest.raises(UserError, match=f"no such bundle .* got '77'; expected one of {a.digest[:12]} \\(a\\)"):
+        registry.retire("77", by="ada")
+
+
+def test_hold_is_recorded_and_reject_is_final(registry: Registry, tmp_path: Path) -> None:
+    a = submitted(registry, "a")
+    with pytest.raises(UserError, match="stays candidate; the verdict is recorded: got hold: 63 of 64"):
+        registry.advance(
+            a.digest, "simulation-passed", by="ada", grounds=grounds(tmp_path, "verdict", a, outcome="hold")
+        )
+    assert (registry.history()[-1].kind, registry.history()[-1].body["outcome"]) == ("judged", "hold")
+    registry.advance(a.digest, "simulation-passed", by="ada", grounds=grounds(tmp_path, "verdict", a))
+    registry.record(grounds(tmp_path, "decision", a, outcome="reject"), by="bo", note="dropped the cup")
+    assert stages(registry) == {"a": "simulation-passed"}
+    with pytest.raises(UserError, match="a rejection on record"):
+        registry.advance(a.digest, "shadow", by="ada")
+    assert registry.verify().grounds == 3
+
+
+def test_grounds_keep_every_check(tmp_path: Path) -> None:
+    checks = (
+        Check("success", "mean", "promote", 0.1, (0.02, 0.18), 0.0, "points", "10 points better"),
+        Check("latency", "p99", "hold", 0.3, None, float("inf"), "s", "0.3 s against 0.2 s"),
+    )
+    found = Grounds.of_verdict(Verdict("hold", checks), PolicyName("c", "1" * 64), PolicyName("i", "2" * 64))
+    digest = found.save(tmp_path / "verdict.json")
+    again = Grounds.load(tmp_path / "verdict.json")
+    assert again.digest == digest == found.digest and again.reason == "0.3 s against 0.2 s"
+    assert json.loads((tmp_path / "verdict.json").read_text())["detail"]["checks"][1]["bound"] is None
+    (tmp_path / "verdict.json").write_text(json.dumps({"schema": 1, "kind": "verdict", "outcome": "yes"}))
+    with pytest.raises(UserError, match="verdict or decision cannot be read: got .* outcome 'yes'"):
+        Grounds.load(tmp_path / "verdict.json")
+
+
+def test_a_damaged_bundle_is_not_rolled_back_to_and_who_acts_goes_on(registry: Registry) -> None:
+    a, b = promoted(registry, "a"), promoted(registry, "b")
+    weights = registry.bundle_folder(a.digest) / "policy" / "model.safetensors"
+    weights.chmod(0o644)
+    weights.write_bytes(b"weights of b")
+    for call in (lambda: registry.rollback(by="ada"), registry.verify):
+        with pytest.raises(UserError, match=r"model\.safetensors is not what was made"):
+            call()
+    assert pointed(registry) == b.digest and stages(registry) == {"a": "retired", "b": "promoted"}
+
+
+def test_tampering_is_noticed_wherever_it_is(registry: Registry, tmp_path: Path) -> None:
+    a = promoted(registry, "a")
+    for path in sorted(p for p in registry.folder.rglob("*") if p.is_file() and "pointers" not in p.parts):
+        whole = path.read_bytes()
+        for i in {0, len(whole) // 2, len(whole) - 1} if whole else ():
+            path.unlink()
+            path.write_bytes(whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :])
+            with pytest.raises(UserError):
+                registry.verify()
+        path.unlink()
+        path.write_bytes(whole)
+    registry.verify()
+    (registry.folder / "bundles" / "other").mkdir()
+    with pytest.raises(UserError, match="other is not what the ledger tells: got something unknown"):
+        registry.verify()
+    (registry.folder / "bundles" / "other").rmdir()
+    registry.pointer("promoted").write_text("{}")
+    assert registry.promoted() is not None and pointed(registry) == a.digest
+    for path in (registry.ledger.path, registry.ledger.anchor):
+        path.unlink()
+    with pytest.raises(UserError, match="has bundles but no ledger"):
+        registry.status()
+
+
+def test_a_ledger_forged_with_good_hashes_must_still_tell_what_can_happen(registry: Registry) -> None:
+    a = submitted(registry, "a")
+    registry.ledger.append(
+        "advance", {"bundle": a.digest, "stage": "promoted", "by": "eve", "grounds": "", "waiver": ""}
+    )
+    with pytest.raises(UserError, match="tells what cannot have happened: got entry 1: .* from candidate to promoted"):
+        registry.status()
+
+
+def test_only_signed_bundles_where_that_is_wanted(registry: Registry, tmp_path: Path) -> None:
+    strict = Registry(tmp_path / "strict", trusted=[make_keys(tmp_path / "key")], require_signature=True)
+    with pytest.raises(UserError, match="not signed by anybody who is trusted"):
+        strict.submit(paper_bundle(tmp_path / "a").folder, by="ada")
+    assert strict.status().bundles == ()
+
+
+class Killed:
+    """Kills its own process at the n-th change of the disk."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def __call__(self, step: str) -> None:
+        self.left -= 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def died(work: Callable[[], object]) -> bool:
+    """Do some work in a child; whether it was killed. It may do nothing but write files: it is forked."""
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL)
+    return child.exitcode != 0
+
+
+@pytest.mark.parametrize("what", ["submit", "promote", "rollback"])
+def test_a_kill_between_any_two_changes_leaves_the_old_or_the_new(
+    registry: Registry, tmp_path: Path, what: str
+) -> None:
+    a, b = promoted(registry, "a"), submitted(registry, "b")
+    for stage in STAGES[1:4]:
+        file = grounds(tmp_path, "verdict", b, a.digest) if stage == "simulation-passed" else None
+        registry.advance(b.digest, stage, by="ada", grounds=file)
+    decision, new = grounds(tmp_path, "decision", b, a.digest), paper_bundle(tmp_path / "c", "c")
+    if what == "rollback":
+        registry.advance(b.digest, "promoted", by="ada", grounds=decision)
+    works: dict[str, Callable[[Registry], object]] = {
+        "submit": lambda mine: mine.submit(new.folder, by="ada"),
+        "promote": lambda mine: mine.advance(b.digest, "promoted", by="ada", grounds=decision),
+        "rollback": lambda mine: mine.rollback(by="ada"),
+    }
+    old, entries, seen = (stages(registry), pointed(registry)), len(registry.history()), []
+    for step in range(100):
+        copy = Registry(tmp_path / "copies" / str(step), clock=lambda: TIME)
+        shutil.copytree(registry.folder, copy.folder)
+        killed = died(lambda mine=Registry(copy.folder, step=Killed(step)): works[what](mine))  # type: ignore[misc]
+        raw = pointed(copy)
+        now = (stages(copy), pointed(copy))
+        happened = len(copy.history()) - entries
+        assert happened in (0, 1) and (now == old) == (happened == 0) and raw in (old[1], now[1])
+        assert copy.verify().entries == entries + happened and not list((copy.folder / "incoming").iterdir())
+        if not happened:
+            works[what](copy)
+        assert copy.verify().entries == entries + 1
+        seen.append(happened)
+        if not killed:
+            break
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(seen) > 6
+
+
+def test_a_kill_at_any_time_leaves_what_the_ledger_tells(registry: Registry, tmp_path: Path) -> None:
+    a, c = promoted(registry, "a"), paper_bundle(tmp_path / "c", "c")
+    files = {"simulation-passed": grounds(tmp_path, "verdict", c, a.digest),
+             "promoted": grounds(tmp_path, "decision", c, a.digest)}  # fmt: skip
+
+    def all_the_way(mine: Registry) -> None:
+        mine.submit(c.folder, by="ada")
+        for stage in STAGES[1:5]:
+            mine.advance(c.digest, stage, by="ada", grounds=files.get(stage))
+        mine.rollback(by="ada")
+
+    rng, ends, duration = random.Random(0), set(), 0.0
+    for round_ in range(25):
+        mine = Registry(tmp_path / "copies" / str(round_))
+        shutil.copytree(registry.folder, mine.folder)
+        child = multiprocessing.get_context("fork").Process(target=all_the_way, args=(mine,))
+        began = time.monotonic()
+        child.start()
+        child.join(None if not duration else rng.uniform(0, duration))
+        child.kill()
+        child.join()
+        duration = duration or time.monotonic() - began
+        audit, state = mine.verify(), mine.status()
+        assert state.promoted == pointed(mine) == (c.digest if audit.entries == 10 else a.digest)
+        assert stages(mine).get("c") == (None, *STAGES)[audit.entries - 5]
+        ends.add(audit.entries)
+    assert 11 in ends and len(ends) > 2
+
+
+def test_writers_take_turns(registry: Registry) -> None:
+    names = "abcdef"
+    folders = [paper_bundle(registry.folder.parent / name, name).folder for name in names]
+    threads = [
+        threading.Thread(target=lambda folder=folder: Registry(registry.folder).submit(folder, by="ada"))
+        for folder in folders
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(stages(registry)) == list(names) and registry.verify().entries == len(names)
+
+
+def test_a_registry_that_is_held_for_too_long_says_so(registry: Registry) -> None:
+    with (
+        registry._locked(),
+        pytest.raises(UserError, match=r"another process holds the lock: got .*\.lock for 0\.05 s"),
+    ):
+        Registry(registry.folder, patience=0.05).status()
+
+
+def test_wandb_offline_holds_bundles_with_their_aliases(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB")]:
+        monkeypatch.delenv(name)
+    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    a = promoted(registry, "a")
+    assert mirror(registry, project="test", mode="disabled") == () and not (registry.folder / "wandb").exists()
+    assert mirror(registry, project="test", mode="offline") == (a.digest,)
+    assert mirror(registry, project="test", mode="offline") == ()
+    (log,) = registry.folder.glob("wandb/wandb/offline-run-*/*.wandb")
+    for word in ("policy-bundle", f"sha256-{a.digest[:16]}", "promoted", "policy/model.safetensors"):
+        assert word.encode() in log.read_bytes()
+    assert registry.verify().bundles == 1
+
+
+class FakeWandb:
+    """What of wandb's habits counts: one version for one content, an alias belongs to one version, ids are drawn late."""
+
+    class Error(Exception):
+        pass
+
+    class Version:
+        def __init__(self, wandb: FakeWandb, content: str) -> None:
+            self.wandb, self.content, self.aliases, self.arrived = wandb, content, ["latest"], False
+
+        def wait(self) -> None:
+            if self.wandb.down:
+                raise self.wandb.Error("no network")
+            self.arrived = True
+
+        def save(self) -> None:
+            assert self.arrived
+            for other in self.wandb.versions.values():
+                if other is not self:
+                    other.aliases = [alias for alias in other.aliases if alias not in self.aliases]
+
+    class Artifact:
+        def __init__(self, name: str, type: str, metadata: dict[str, str]) -> None:
+            self.content = f"{name} {type} {metadata['digest']}"
+
+        def add_dir(self, folder: str, policy: str) -> None:
+            assert (Path(folder) / "manifest.json").is_file() and policy == "immutable"
+
+    def __init__(self) -> None:
+        self.versions: dict[str, FakeWandb.Version] = {}
+        self.down = False
+        self.sent: list[str] = []
+
+    def Settings(self, **settings: object) -> None:
+        pass
+
+    def init(self, **settings: object) -> FakeWandb:
+        return self
+
+    def log_artifact(self, artifact: FakeWandb.Artifact, aliases: list[str]) -> FakeWandb.Version:
+        self.sent.append(artifact.content)
+        return self.versions.setdefault(artifact.content, self.Version(self, artifact.content))
+
+    def finish(self) -> None:
+        pass
+
+
+def test_aliases_at_wandb_follow_the_stages(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeWandb()
+    monkeypatch.setattr(sinks, "require", lambda *_, **__: fake)
+
+    def where() -> dict[str, str]:
+        return {alias: v.content[-64:] for v in fake.versions.values() for alias in v.aliases if alias in STAGES}
+
+    a = promoted(registry, "a")
+    mirror(registry, project="test", mode="online")
+    assert where() == {"promoted": a.digest}
+    b = promoted(registry, "b")
+    c = submitted(registry, "c")
+    mirror(registry, project="test", mode="online")
+    assert where() == {"promoted": b.digest, "retired": a.digest, "candidate": c.digest}
+    registry.rollback(by="ada")
+    fake.down = True
+    with pytest.raises(UserError, match="wandb did not take an artifact: got policy: no network"):
+        mirror(registry, project="test", mode="online")
+    fake.down = False
+    fake.sent.clear()
+    assert set(mirror(registry, project="test", mode="online")) == {a.digest, b.digest}
+    assert where() == {"promoted": a.digest, "retired": b.digest, "candidate": c.digest}
+    assert fake.sent[-1].endswith(a.digest) and mirror(registry, project="test", mode="online") == ()
