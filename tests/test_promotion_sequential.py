@@ -43,13 +43,14 @@ def test_the_bar_spends_alpha_and_ville_would_not():
     test = sequential.design(ALPHA, BETA, GAIN, pairs=40)
     size = sequential.crossing(test.needed, 0.5)[-1]
     bet = 0.4 / 0.58
-    ville = [
+    by_hand = [
         min(w for w in range(m + 2) if w > m or w * math.log1p(bet) + (m - w) * math.log1p(-bet) >= math.log(20))
         for m in range(1, 41)
     ]
     assert 0.04 < size <= 0.05
-    assert all(bar <= wins for bar, wins in zip(test.needed[1:], ville, strict=True))
-    assert sequential.crossing([1, *ville], 0.5)[-1] < size
+    assert all(bar <= wins for bar, wins in zip(test.needed[1:], by_hand, strict=True))
+    assert sequential.crossing([1, *by_hand], 0.5)[-1] < size
+    assert sequential.design(ALPHA, BETA, GAIN, pairs=40, ville=True).needed == (1, *by_hand)
     lower = [max(wins - 1, 1) for wins in test.needed]
     assert sequential.crossing(lower, 0.5)[-1] > 0.05
 
@@ -93,16 +94,22 @@ def test_pairs_are_read_up_to_the_one_that_ends_it(test_of_pairs):
 
 
 def test_worse_and_unreachable():
-    patient = sequential.design(ALPHA, 1e-6, GAIN, pairs=37)
+    patient = sequential.design(ALPHA, BETA, GAIN, pairs=37, prove_worse=True)
     assert patient.read([-1] * 20) == (Tally(0, 6), "worse")
     short = sequential.design(ALPHA, 1e-6, GAIN, pairs=8)
     assert short.needed == (1, 2, 3, 4, 5, 5, 6, 7, 8)
     # after three ties five pairs are left, and all must be won; a fourth tie leaves four, which do not suffice
     assert short.look(Tally(0, 0, 3)) is None
     assert short.look(Tally(0, 0, 4)) == "unreachable"
+    assert short.look(Tally(0, 1, 3)) == "unreachable"
+    # four more losses would still prove it worse
+    both = sequential.design(ALPHA, BETA, GAIN, pairs=8, prove_worse=True)
+    assert both.look(Tally(0, 1, 3)) is None and both.look(Tally(0, 1, 4)) == "unreachable"
 
 
-def test_the_table_says_what_a_look_says(test_of_pairs):
+@pytest.mark.parametrize("prove_worse", [False, True])
+def test_the_table_says_what_a_look_says(prove_worse):
+    test_of_pairs = sequential.design(ALPHA, BETA, GAIN, 37, prove_worse=prove_worse)
     says = exact.table(test_of_pairs)
     codes = {None: 0, "better": 1, "worse": 2, "short": 3, "unreachable": 3}
     rng = np.random.default_rng(0)

@@ -33,6 +33,9 @@ class TrialsSection(Section):
     """Smallest gain in success worth finding, points."""
     pairs: int | None = Field(None, ge=5, le=1000)
     """Most pairs of trials; null is as many as `alpha`, `beta` and `gain` need. Fewer cost power, never `alpha`."""
+    prove_worse: bool = False
+    """Play on with a candidate that does not gain enough until it is proven worse: `reject` instead of `hold`, at the
+    price of more trials with it."""
     interventions: Literal["failure", "abort"] = "failure"
     """What a trial counts as in which somebody had to step in: lost, or played again like an abort."""
     attempts: int = Field(3, ge=1, le=20)

@@ -3,7 +3,7 @@
     folder/trials.jsonl        ledger: plan | served | result | correction | decision
     folder/trials.head.json    its anchor
     folder/sealed.json         the letters, readable by the owner of the process alone, bound by the plan's commitment
-    folder/decision.json       the decision's record, once there is one
+    folder/decision.json       the decision as the registry takes it (`Grounds`), once there is one
 
 Everything is read from the ledger again at each call, under one lock: operator, server and a second terminal may each
 have their own `Book`, and who is killed goes on where the ledger ends.
@@ -24,14 +24,14 @@ from pydantic import TypeAdapter
 from rl_finetune.config.trials import TrialsSection
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import PolicyName
-from rl_finetune.promotion.registry.durable import Json, canonical, held, replace_file
+from rl_finetune.promotion.registry.durable import Json, canonical, held, parsed, replace_file
 from rl_finetune.promotion.registry.ledger import Ledger
 from rl_finetune.promotion.trials import characteristics, decision, plan, sheet
 from rl_finetune.promotion.trials.decision import Decision
 from rl_finetune.promotion.trials.history import Attempt, Correction, History, Result, check, check_words, read
 from rl_finetune.promotion.trials.plan import Letters, Plan, Trial
 
-_PLAN = TypeAdapter(Plan)
+_PLAN: TypeAdapter[Plan] = TypeAdapter(Plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +211,12 @@ class Book:
                     expected="no trial left", do="play it, or end early: the outcome is then hold",
                 )  # fmt: skip
             reached = decision.decide(history, letters, by, note)
-            self._ledger.append("decision", reached.record())
+            self._ledger.append("decision", cast(dict[str, Json], parsed(reached.grounds.data)))
             self._restore(self._history())
             return reached
 
     def decided(self) -> dict[str, Json] | None:
-        """The decision's record as the ledger has it; None before.
+        """The decision as the ledger and `decision.json` have it; None before.
 
         Raises:
             UserError: the ledger is not what was written.
@@ -279,7 +279,9 @@ def begin(folder: Path, candidate: PolicyName, incumbent: PolicyName, settings: 
     if candidate.digest == incumbent.digest:
         raise UserError("candidate and incumbent are the same policy", got=candidate.digest,
                         expected="two bundles", do="name another candidate")  # fmt: skip
-    test = characteristics.plan(settings.alpha, settings.beta, settings.gain / 100, settings.pairs)
+    test = characteristics.plan(
+        settings.alpha, settings.beta, settings.gain / 100, settings.pairs, settings.prove_worse
+    )
     pairs = plan.arrange(settings, test.pairs)
     letters = plan.draw(pairs)
     settled = Plan(candidate, incumbent, pairs, test, settings.interventions, settings.attempts, letters.commitment)

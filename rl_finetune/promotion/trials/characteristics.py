@@ -45,17 +45,21 @@ def hardest(gain: float) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=8)
-def plan(alpha: float, beta: float, gain: float, pairs: int | None = None) -> Design:
+def plan(alpha: float, beta: float, gain: float, pairs: int | None = None, prove_worse: bool = False) -> Design:
     """The test; without `pairs`, of as many as find `gain` (a share) with chance 1 - beta at its `hardest`.
 
     Raises:
         UserError: more than 1000 pairs would be needed.
     """
+
+    def of(most: int) -> Design:
+        return design(alpha, beta, gain, most, prove_worse=prove_worse)
+
     if pairs is not None:
-        return design(alpha, beta, gain, pairs)
+        return of(pairs)
     few = fixed_pairs(alpha, beta, gain)
     many = 2 * few
-    while not _finds(design(alpha, beta, gain, min(many, MOST_PAIRS))):
+    while not _finds(of(min(many, MOST_PAIRS))):
         if many >= MOST_PAIRS:
             raise UserError(
                 "trials cannot find so small a gain", got=f"{100 * gain:g} points at alpha {alpha:g}, beta {beta:g}",
@@ -65,8 +69,8 @@ def plan(alpha: float, beta: float, gain: float, pairs: int | None = None) -> De
     many = min(many, MOST_PAIRS)
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (few, middle) if _finds(design(alpha, beta, gain, middle)) else (middle, many)
-    return design(alpha, beta, gain, many)
+        few, many = (few, middle) if _finds(of(middle)) else (middle, many)
+    return of(many)
 
 
 def characteristics(test: Design, won: float, lost: float) -> Characteristics:
@@ -138,21 +142,22 @@ def _stops(test: Design, played: int) -> tuple[NDArray[np.bool_], NDArray[np.boo
     decisive = np.minimum(decisive, played)
     needed = np.array(test.needed)
     left = test.pairs - played
-    short = _most_short(test.gain, test.beta, played)
-    hopeless = (wins <= short[decisive]) | (wins + left < needed[decisive + left])
+    ahead = np.maximum(wins, losses) if test.prove_worse else wins
+    short = _most_short(test.gain, test.short_bar, played)
+    hopeless = (wins <= short[decisive]) | (ahead + left < needed[decisive + left])
     better, worse = wins >= needed[decisive], losses >= needed[decisive]
     return possible & better, possible & worse, possible & hopeless
 
 
 @lru_cache(maxsize=4096)
-def _most_short(gain: float, beta: float, played: int) -> NDArray[np.int64]:
+def _most_short(gain: float, bar: float, played: int) -> NDArray[np.int64]:
     """[played + 1] most wins, by decisive pairs, that refute the gain; -1 where none do. Fewer wins refute it more."""
     decisive = np.arange(played + 1)
     low, high = np.full(played + 1, -1), decisive + 1
     while (high - low > 1).any():
         middle = (low + high) // 2
         wins = np.maximum(middle, 0)
-        refuted = log_wealth(decisive - wins, wins, played - decisive, -gain) >= math.log(2 / beta)
+        refuted = log_wealth(decisive - wins, wins, played - decisive, -gain) >= bar
         low, high = np.where(refuted & (middle >= 0), middle, low), np.where(refuted, high, middle)
         high = np.maximum(high, low + 1)
     return low

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import log
-from typing import cast
 
 from rl_finetune.promotion.records import Outcome, PolicyName
-from rl_finetune.promotion.registry.durable import Json
+from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.trials.history import Ending, History
 from rl_finetune.promotion.trials.plan import Letters
 from rl_finetune.promotion.trials.sequential import Call, Tally, interval, log_wealth
@@ -87,12 +86,13 @@ class Decision:
     note: str
     """What they wrote."""
 
-    def record(self) -> dict[str, Json]:
-        """For ledger and registry; policies by their digests."""
-        plain = asdict(self)
-        names = {"candidate_name": self.candidate.name, "incumbent_name": self.incumbent.name}
-        digests = {"candidate": self.candidate.digest, "incumbent": self.incumbent.digest}
-        return cast(dict[str, Json], {"kind": "trials", **plain, **digests, **names, "points": self.tally.points})
+    @property
+    def grounds(self) -> Grounds:
+        """What the registry accepts; every other field, and `points` of difference, is its detail."""
+        detail = {**asdict(self), "points": self.tally.points}
+        for named in ("candidate", "incumbent", "outcome", "reason"):
+            del detail[named]
+        return Grounds("decision", self.candidate, self.incumbent, self.outcome, self.reason, detail)
 
 
 def decide(history: History, letters: Letters, by: str, note: str) -> Decision:

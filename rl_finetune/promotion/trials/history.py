@@ -87,7 +87,7 @@ class History:
     served: int = 0
     """Times that a server asked whom a letter means."""
     decision: Mapping[str, Json] | None = None
-    """The decision's record, where there is one."""
+    """The decision as grounds for the registry, where there is one."""
     count: int = 0
     """Entries."""
     head: str = ""
@@ -132,7 +132,8 @@ class History:
         return [a for number in sorted(self.attempts) for a in self.attempts[number] if a.outcome == ending]
 
 
-_RESULT, _CORRECTION = TypeAdapter(Result), TypeAdapter(Correction)
+_RESULT: TypeAdapter[Result] = TypeAdapter(Result)
+_CORRECTION: TypeAdapter[Correction] = TypeAdapter(Correction)
 
 
 def read(entries: Sequence[Entry], plan: Plan) -> History:
@@ -143,14 +144,14 @@ def read(entries: Sequence[Entry], plan: Plan) -> History:
     decision: Mapping[str, Json] | None = None
     for entry in entries:
         if entry.kind == "correction":
-            correction: Correction = _CORRECTION.validate_python(dict(entry.body))
+            correction = _CORRECTION.validate_python(dict(entry.body))
             overruled[correction.entry] = correction.outcome
         if entry.kind in counts:
             counts[entry.kind] += 1
         if entry.kind == "decision":
             decision = entry.body
         if entry.kind == "result":
-            result: Result = _RESULT.validate_python(dict(entry.body))
+            result = _RESULT.validate_python(dict(entry.body))
             attempts.setdefault(result.trial, []).append(
                 Attempt(entry.index, entry.hash, result.trial, result.outcome, result)
             )

@@ -105,7 +105,7 @@ class Letters:
         return "candidate" if self.candidates[trial.pair.number - 1] == trial.letter else "incumbent"
 
 
-_LETTERS = TypeAdapter(Letters)
+_LETTERS: TypeAdapter[Letters] = TypeAdapter(Letters)
 
 
 def arrange(settings: TrialsSection, count: int) -> tuple[Pair, ...]:
@@ -160,7 +160,7 @@ def unseal(file: Path, plan: Plan) -> Letters:
         UserError: it cannot be read, or is not what the plan committed to.
     """
     try:
-        letters: Letters = _LETTERS.validate_json(file.read_bytes())
+        letters = _LETTERS.validate_json(file.read_bytes())
         found = letters.commitment
     except (OSError, ValidationError, ValueError) as error:
         found = f"{type(error).__name__} at {file}"

@@ -7,10 +7,11 @@ A pair is won (only the candidate succeeds), lost (only the incumbent does) or t
   supermartingale. It is Wald's likelihood ratio of double dichotomies (1947, Sequential Analysis, ch. 6) and a betting
   martingale of Waudby-Smith and Ramdas (2024, J. R. Stat. Soc. B 86:1-27). Ville's inequality would ask it to reach
   1 / alpha. As the number of pairs is bounded, a lower bar holds alpha: it is read off the walk of a fair coin.
-- `worse`: the same with roles exchanged.
+- `worse`: the same with roles exchanged. A bad candidate is nearly always `short` first, in far fewer pairs, unless the
+  design is to prove it worse.
 - `short`: a bet against a gain of `gain`, mixed over the share, has reached 2 / beta: by Ville's inequality a candidate
   that is better by `gain` or more meets this with chance beta / 2 at most.
-- `unreachable`: not even winning all remaining pairs would lead to `better`.
+- `unreachable`: not even winning all remaining pairs would lead to `better` (nor losing them to `worse`, if wanted).
 
 Neither bar knows anything of success rates, tasks or time, so that both hold when those change from pair to pair, when
 pairs are correlated, and whenever somebody stops early (which promotes nobody).
@@ -71,8 +72,15 @@ class Design:
     """Smallest gain worth finding, as a share."""
     pairs: int
     """Most pairs that are played."""
+    prove_worse: bool
+    """Whether `short` ends nothing: trials go on until the candidate is shown to be better or worse."""
     needed: tuple[int, ...]
     """[pairs + 1] wins that suffice, by the number of decisive pairs; more than that number where none do."""
+
+    @property
+    def short_bar(self) -> float:
+        """Logarithm of what the bet against the gain must reach."""
+        return math.inf if self.prove_worse else math.log(2 / self.beta)
 
     def look(self, tally: Tally) -> Call | None:
         """Whether to stop after these pairs, and why."""
@@ -81,9 +89,10 @@ class Design:
             return "better"
         if tally.losses >= self.needed[decisive]:
             return "worse"
-        if log_wealth(tally.losses, tally.wins, tally.ties, -self.gain) >= math.log(2 / self.beta):
+        if log_wealth(tally.losses, tally.wins, tally.ties, -self.gain) >= self.short_bar:
             return "short"
-        return "unreachable" if tally.wins + left < self.needed[decisive + left] else None
+        ahead = max(tally.wins, tally.losses) if self.prove_worse else tally.wins
+        return "unreachable" if ahead + left < self.needed[decisive + left] else None
 
     def read(self, differences: Iterable[int]) -> tuple[Tally, Call | None]:
         """Pairs one by one, candidate less incumbent, up to the one that ends it; later ones are not looked at."""
@@ -95,21 +104,24 @@ class Design:
         return tally, None
 
 
-def design(alpha: float, beta: float, gain: float, pairs: int) -> Design:
-    """The test of at most `pairs` pairs; `characteristics.plan` finds how many are needed.
+def design(
+    alpha: float, beta: float, gain: float, pairs: int, *, prove_worse: bool = False, ville: bool = False
+) -> Design:
+    """The test of at most `pairs` pairs; `characteristics.plan` finds how many are needed. With `ville` the bar is
+    1 / alpha, which would hold for any number of pairs; for comparison.
 
     The share that is bet, gain / (1/2 + gain^2 / 2), makes the money grow fastest for a candidate better by `gain` at
     the success rates with which most pairs are decisive, (1 - gain) / 2 and (1 + gain) / 2.
     """
     bet = gain / (0.5 + gain * gain / 2)
     low, high = 0.0, -math.log(alpha)
-    for _ in range(40):
+    for _ in range(0 if ville else 40):
         middle = (low + high) / 2
         if crossing(_needed(pairs, bet, middle), 0.5)[-1] <= alpha:
             high = middle
         else:
             low = middle
-    return Design(alpha, beta, gain, pairs, tuple(int(wins) for wins in _needed(pairs, bet, high)))
+    return Design(alpha, beta, gain, pairs, prove_worse, tuple(int(wins) for wins in _needed(pairs, bet, high)))
 
 
 def crossing(needed: ArrayLike, chance: float) -> NDArray[np.float64]:
