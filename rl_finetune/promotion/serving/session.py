@@ -98,32 +98,32 @@ class Session:
         self._motion: Motion | None = None
         self._freshness = Freshness()
 
-    def ask(self, message: Reading, now: float) -> ActRequest:
+    def ask(self, reading: Reading, now: float) -> ActRequest:
         """What the policy is asked. An episode begins with the first message, with `reset`, and with another number.
 
         Episodes that the client numbers have the noise of that held-out episode in an evaluation under the same seed.
 
         Args:
-            message: what the robot saw.
+            reading: what the robot saw.
             now: server's monotonic clock when it came, seconds.
 
         Raises:
             RequestError: the robot has become another, or more steps are ahead than it was sent.
         """
-        if self._episode < 0 or message.reset or message.episode not in (None, self._named):
+        if self._episode < 0 or reading.reset or reading.episode not in (None, self._named):
             self._begin()
             self._episode += 1
-            self._named, self._body = message.episode, message.embodiment
-        if message.embodiment != self._body:
-            raise RequestError("'embodiment'", got=message.embodiment, expected=f"{self._body}, or a reset with it")
+            self._named, self._body = reading.episode, reading.embodiment
+        if reading.embodiment != self._body:
+            raise RequestError("'embodiment'", got=reading.embodiment, expected=f"{self._body}, or a reset with it")
         most = 0 if self._sent is None else len(self._sent)
-        if message.ahead > most:
-            raise RequestError("'ahead'", got=message.ahead, expected=f"at most the {most} steps of the last reply")
-        age = 0.0 if message.time is None else self._freshness.age(message.time, now)
-        self._asked = _Asked(replace(message, images={}), now, age or 0.0, age is None)
+        if reading.ahead > most:
+            raise RequestError("'ahead'", got=reading.ahead, expected=f"at most the {most} steps of the last reply")
+        age = 0.0 if reading.time is None else self._freshness.age(reading.time, now)
+        self._asked = _Asked(replace(reading, images={}), now, age or 0.0, age is None)
         return ActRequest(
-            observation=message.observation(),
-            seed=self._seed if message.seed is None else message.seed,
+            observation=reading.observation(),
+            seed=self._seed if reading.seed is None else reading.seed,
             env=self._number if self._named is None else self._named,
             episode=self._episode if self._named is None else 0,
             chunk=self._chunk,
