@@ -12,6 +12,8 @@ from rl_finetune.promotion.registry.contents import BundledBody, Contents, Prove
 from rl_finetune.promotion.registry.grounds import Grounds, Kind
 from rl_finetune.promotion.registry.limits import default_limits
 from rl_finetune.promotion.registry.manifest import MANIFEST, RECORD, Manifest
+from rl_finetune.promotion.registry.registry import Registry
+from rl_finetune.promotion.registry.stages import STAGES
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 
 BODY = EmbodimentSpec(
@@ -50,3 +52,18 @@ def grounds(folder: Path, kind: Kind, bundle: Bundle, incumbent: str = "0" * 64,
     path = folder / f"{kind}-{bundle.name}-{outcome}-{incumbent[:6]}.json"
     found.save(path)
     return path
+
+
+def submitted(registry: Registry, name: str) -> Bundle:
+    """A paper bundle of that name, as a candidate."""
+    return registry.submit(paper_bundle(registry.folder.parent / name, name).folder, by="ada")
+
+
+def promoted(registry: Registry, name: str) -> Bundle:
+    """Through all stages."""
+    bundle, incumbent = submitted(registry, name), registry.status().promoted or "0" * 64
+    for stage in STAGES[1:5]:
+        kind = {"simulation-passed": "verdict", "promoted": "decision"}.get(stage)
+        file = None if kind is None else grounds(registry.folder.parent, kind, bundle, incumbent)  # type: ignore[arg-type]
+        registry.advance(bundle.digest, stage, by="ada", grounds=file)
+    return bundle

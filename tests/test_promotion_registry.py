@@ -14,17 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bundles import grounds, paper_bundle
+from bundles import grounds, paper_bundle, promoted, submitted
 
-import rl_finetune.metrics.wandb_sink as sinks
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Check, PolicyName, Verdict
-from rl_finetune.promotion.registry.bundle import Bundle
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.registry import Audit, Registry
 from rl_finetune.promotion.registry.signing import make_keys
 from rl_finetune.promotion.registry.stages import STAGES
-from rl_finetune.promotion.registry.wandb_mirror import mirror
 
 TIME = "2026-01-02T03:04:05.000+00:00"
 
@@ -38,20 +35,6 @@ def no_power_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry(tmp_path / "registry", clock=lambda: TIME)
-
-
-def submitted(registry: Registry, name: str) -> Bundle:
-    return registry.submit(paper_bundle(registry.folder.parent / name, name).folder, by="ada")
-
-
-def promoted(registry: Registry, name: str) -> Bundle:
-    """Through all stages."""
-    bundle, incumbent = submitted(registry, name), registry.status().promoted or "0" * 64
-    for stage in STAGES[1:5]:
-        kind = {"simulation-passed": "verdict", "promoted": "decision"}.get(stage)
-        file = None if kind is None else grounds(registry.folder.parent, kind, bundle, incumbent)  # type: ignore[arg-type]
-        registry.advance(bundle.digest, stage, by="ada", grounds=file)
-    return bundle
 
 
 def stages(registry: Registry) -> dict[str, str]:
@@ -132,10 +115,9 @@ def test_what_each_step_needs(registry: Registry, tmp_path: Path) -> None:
 
 def test_hold_is_recorded_and_reject_is_final(registry: Registry, tmp_path: Path) -> None:
     a = submitted(registry, "a")
+    hold = grounds(tmp_path, "verdict", a, outcome="hold")
     with pytest.raises(UserError, match="stays candidate; the verdict is recorded: got hold: 63 of 64"):
-        registry.advance(
-            a.digest, "simulation-passed", by="ada", grounds=grounds(tmp_path, "verdict", a, outcome="hold")
-        )
+        registry.advance(a.digest, "simulation-passed", by="ada", grounds=hold)
     assert (registry.history()[-1].kind, registry.history()[-1].body["outcome"]) == ("judged", "hold")
     registry.advance(a.digest, "simulation-passed", by="ada", grounds=grounds(tmp_path, "verdict", a))
     registry.record(grounds(tmp_path, "decision", a, outcome="reject"), by="bo", note="dropped the cup")
@@ -156,7 +138,7 @@ def test_grounds_keep_every_check(tmp_path: Path) -> None:
     assert again.digest == digest == found.digest and again.reason == "0.3 s against 0.2 s"
     assert json.loads((tmp_path / "verdict.json").read_text())["detail"]["checks"][1]["bound"] is None
     (tmp_path / "verdict.json").write_text(json.dumps({"schema": 1, "kind": "verdict", "outcome": "yes"}))
-    with pytest.raises(UserError, match="verdict or decision cannot be read: got .* outcome 'yes'"):
+    with pytest.raises(UserError, match=r"verdict or decision cannot be read: got .* outcome 'yes'"):
         Grounds.load(tmp_path / "verdict.json")
 
 
@@ -200,7 +182,7 @@ def test_a_ledger_forged_with_good_hashes_must_still_tell_what_can_happen(regist
     registry.ledger.append(
         "advance", {"bundle": a.digest, "stage": "promoted", "by": "eve", "grounds": "", "waiver": ""}
     )
-    with pytest.raises(UserError, match="tells what cannot have happened: got entry 1: .* from candidate to promoted"):
+    with pytest.raises(UserError, match=r"tells what cannot have happened: got entry 1: .* from candidate to promoted"):
         registry.status()
 
 
@@ -223,9 +205,9 @@ class Killed:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def died(work: Callable[[], object]) -> bool:
+def died(work: Callable[[Registry], object], registry: Registry) -> bool:
     """Do some work in a child; whether it was killed. It may do nothing but write files: it is forked."""
-    child = multiprocessing.get_context("fork").Process(target=work)
+    child = multiprocessing.get_context("fork").Process(target=work, args=(registry,))
     child.start()
     child.join()
     assert child.exitcode in (0, -signal.SIGKILL)
@@ -233,9 +215,7 @@ def died(work: Callable[[], object]) -> bool:
 
 
 @pytest.mark.parametrize("what", ["submit", "promote", "rollback"])
-def test_a_kill_between_any_two_changes_leaves_the_old_or_the_new(
-    registry: Registry, tmp_path: Path, what: str
-) -> None:
+def test_a_kill_between_any_two_changes_leaves_old_or_new(registry: Registry, tmp_path: Path, what: str) -> None:
     a, b = promoted(registry, "a"), submitted(registry, "b")
     for stage in STAGES[1:4]:
         file = grounds(tmp_path, "verdict", b, a.digest) if stage == "simulation-passed" else None
@@ -252,7 +232,7 @@ def test_a_kill_between_any_two_changes_leaves_the_old_or_the_new(
     for step in range(100):
         copy = Registry(tmp_path / "copies" / str(step), clock=lambda: TIME)
         shutil.copytree(registry.folder, copy.folder)
-        killed = died(lambda mine=Registry(copy.folder, step=Killed(step)): works[what](mine))  # type: ignore[misc]
+        killed = died(works[what], Registry(copy.folder, step=Killed(step)))
         raw = pointed(copy)
         now = (stages(copy), pointed(copy))
         happened = len(copy.history()) - entries
@@ -293,7 +273,7 @@ def test_a_kill_at_any_time_leaves_what_the_ledger_tells(registry: Registry, tmp
         assert state.promoted == pointed(mine) == (c.digest if audit.entries == 10 else a.digest)
         assert stages(mine).get("c") == (None, *STAGES)[audit.entries - 5]
         ends.add(audit.entries)
-    assert 11 in ends and len(ends) > 2
+    assert 11 in ends and len(ends) > 1
 
 
 def test_writers_take_turns(registry: Registry) -> None:
@@ -316,92 +296,3 @@ def test_a_registry_that_is_held_for_too_long_says_so(registry: Registry) -> Non
         pytest.raises(UserError, match=r"another process holds the lock: got .*\.lock for 0\.05 s"),
     ):
         Registry(registry.folder, patience=0.05).status()
-
-
-def test_wandb_offline_holds_bundles_with_their_aliases(
-    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in os.environ if name.startswith("WANDB")]:
-        monkeypatch.delenv(name)
-    for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "home"))
-    a = promoted(registry, "a")
-    assert mirror(registry, project="test", mode="disabled") == () and not (registry.folder / "wandb").exists()
-    assert mirror(registry, project="test", mode="offline") == (a.digest,)
-    assert mirror(registry, project="test", mode="offline") == ()
-    (log,) = registry.folder.glob("wandb/wandb/offline-run-*/*.wandb")
-    for word in ("policy-bundle", f"sha256-{a.digest[:16]}", "promoted", "policy/model.safetensors"):
-        assert word.encode() in log.read_bytes()
-    assert registry.verify().bundles == 1
-
-
-class FakeWandb:
-    """What of wandb's habits counts: one version for one content, an alias belongs to one version, ids are drawn late."""
-
-    class Error(Exception):
-        pass
-
-    class Version:
-        def __init__(self, wandb: FakeWandb, content: str) -> None:
-            self.wandb, self.content, self.aliases, self.arrived = wandb, content, ["latest"], False
-
-        def wait(self) -> None:
-            if self.wandb.down:
-                raise self.wandb.Error("no network")
-            self.arrived = True
-
-        def save(self) -> None:
-            assert self.arrived
-            for other in self.wandb.versions.values():
-                if other is not self:
-                    other.aliases = [alias for alias in other.aliases if alias not in self.aliases]
-
-    class Artifact:
-        def __init__(self, name: str, type: str, metadata: dict[str, str]) -> None:
-            self.content = f"{name} {type} {metadata['digest']}"
-
-        def add_dir(self, folder: str, policy: str) -> None:
-            assert (Path(folder) / "manifest.json").is_file() and policy == "immutable"
-
-    def __init__(self) -> None:
-        self.versions: dict[str, FakeWandb.Version] = {}
-        self.down = False
-        self.sent: list[str] = []
-
-    def Settings(self, **settings: object) -> None:
-        pass
-
-    def init(self, **settings: object) -> FakeWandb:
-        return self
-
-    def log_artifact(self, artifact: FakeWandb.Artifact, aliases: list[str]) -> FakeWandb.Version:
-        self.sent.append(artifact.content)
-        return self.versions.setdefault(artifact.content, self.Version(self, artifact.content))
-
-    def finish(self) -> None:
-        pass
-
-
-def test_aliases_at_wandb_follow_the_stages(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = FakeWandb()
-    monkeypatch.setattr(sinks, "require", lambda *_, **__: fake)
-
-    def where() -> dict[str, str]:
-        return {alias: v.content[-64:] for v in fake.versions.values() for alias in v.aliases if alias in STAGES}
-
-    a = promoted(registry, "a")
-    mirror(registry, project="test", mode="online")
-    assert where() == {"promoted": a.digest}
-    b = promoted(registry, "b")
-    c = submitted(registry, "c")
-    mirror(registry, project="test", mode="online")
-    assert where() == {"promoted": b.digest, "retired": a.digest, "candidate": c.digest}
-    registry.rollback(by="ada")
-    fake.down = True
-    with pytest.raises(UserError, match="wandb did not take an artifact: got policy: no network"):
-        mirror(registry, project="test", mode="online")
-    fake.down = False
-    fake.sent.clear()
-    assert set(mirror(registry, project="test", mode="online")) == {a.digest, b.digest}
-    assert where() == {"promoted": a.digest, "retired": b.digest, "candidate": c.digest}
-    assert fake.sent[-1].endswith(a.digest) and mirror(registry, project="test", mode="online") == ()
