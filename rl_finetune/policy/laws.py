@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl_finetune.config.schema import ExplorationSection, TrainConfig
+from rl_finetune.config.exploration import ExplorationSection
+from rl_finetune.config.schema import TrainConfig
 from rl_finetune.policy.flow import euler_grid
 
 
