@@ -138,8 +138,8 @@ def _exchanges(socket: Any, frame: bytes, count: int) -> list[float]:
 
 
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
-    p50, p99 = np.percentile(seconds, [50, 99]) * 1000
-    return {"p50": float(p50), "p99": float(p99)}
+    p10, p50, p99 = np.percentile(seconds, [10, 50, 99]) * 1000
+    return {"p10": float(p10), "p50": float(p50), "p99": float(p99)}
 
 
 @contextmanager

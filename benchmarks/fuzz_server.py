@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.attacks import ATTACKS, Target
 from benchmarks.serving import InstantStage, PlainSession, Robot
-from rl_finetune.config.serving import NetworkSection, ServeSection
+from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeSection
 from rl_finetune.promotion.serving.server import PolicyServer, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,7 +35,10 @@ HANG = 2.0
 """Seconds that a message may take; a machine that is busy otherwise may hold up an honest robot's that long."""
 STRANGERS, REGULARS = 6, 2
 COUNTING = threading.Lock()
-SETTINGS = ServeSection(network=NetworkSection(port=0, open_timeout=20, message_timeout=HANG, idle_timeout=30))
+SETTINGS = ServeSection(
+    network=NetworkSection(port=0, open_timeout=20, message_timeout=HANG, idle_timeout=30),
+    batching=BatchingSection(deadline=60),
+)
 
 
 @dataclass

@@ -8,7 +8,7 @@ import tempfile
 import venv
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,13 @@ import envs
 from actors.evaluator import run_episodes
 from benchmarks.serving import listening
 from rl_finetune.config.schema import EvaluationSection
-from rl_finetune.config.serving import ActingSection, NetworkSection, ServeConfig, ServeSection
+from rl_finetune.config.serving import ActingSection, BatchingSection, NetworkSection, ServeConfig, ServeSection
 from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Provenance
+from rl_finetune.promotion.registry.filling import bodies_of
+from rl_finetune.promotion.registry.limits import default_limits
 from rl_finetune.promotion.serving.start import assembled
 from rl_finetune.types import ActionChunk, FloatArray, Observation, SeedKeys
 
@@ -80,9 +83,12 @@ def play(policy: str, world: str, episodes: int, clients: int, python: Path) -> 
     """
     spec = envs.spec(world)
     with tempfile.TemporaryDirectory() as folder:
-        bundle = make_bundle(policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"))
+        bundle = make_bundle(
+            policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"), limits=_limits(policy)
+        )  # fmt: skip
         config = ServeConfig(
-            bundle=str(bundle.folder), serve=ServeSection(network=NetworkSection(port=0)),
+            bundle=str(bundle.folder),
+            serve=ServeSection(network=NetworkSection(port=0), batching=BatchingSection(deadline=120)),
             acting=ActingSection(image_size=spec.image_size, temperature=EVALUATION.temperature, seed=EVALUATION.seed),
         )  # fmt: skip
         tally = _Tally()
@@ -138,6 +144,14 @@ class Robot:
         if "error" in said:
             raise RuntimeError(said["error"])
         return said, self._process.stdout.read(4 * int(np.prod(said["shape"]))) if "shape" in said else b""
+
+
+def _limits(policy: str) -> dict[str, Limits]:
+    """A bundle's own, but for staleness: a simulated world stands still while the policy thinks."""
+    return {
+        body.spec.tag: replace(default_limits(body.spec, body.low, body.high), stale_after=60.0)
+        for body in bodies_of(Path(policy))
+    }
 
 
 def _drive(world: str, episodes: range, port: int, python: Path, tally: _Tally) -> None:

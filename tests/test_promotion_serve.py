@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.serving import Robot, listening, until
+from benchmarks.serving import PATIENCE, Robot, listening, until
 from rl_finetune.config import load
-from rl_finetune.config.serving import ActingSection, NetworkSection, ServeConfig, ServeSection, ShadowSection
+from rl_finetune.config.serving import (
+    ActingSection,
+    BatchingSection,
+    NetworkSection,
+    ServeConfig,
+    ServeSection,
+    ShadowSection,
+)
 from rl_finetune.errors import UserError
+from rl_finetune.policy import backbone
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle
 from rl_finetune.promotion.registry.contents import Provenance
 from rl_finetune.promotion.serving.start import assembled
 from tests.builders import episode_keys, observations, tiny_policy
 
-SERVE = ServeSection(network=NetworkSection(port=0), follow=0.02)
-FREE = {"widowx": Limits(low=(-9.0,) * 7, high=(9.0,) * 7)}
+SERVE = ServeSection(network=NetworkSection(port=0), batching=BatchingSection(deadline=PATIENCE), follow=0.02)
+FREE = {"widowx": Limits(low=(-9.0,) * 7, high=(9.0,) * 7, stale_after=PATIENCE)}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,7 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
         said = {"observation/image": seen.images["ego"][0], "prompt": seen.instruction[0], "episode": 5, "reset": True}
         replies = [robot.send(said)]
         swap = server.swapper.swap(bundles[1])
-        digest = asyncio.run_coroutine_threadsafe(swap, server._server.get_loop()).result(60)
+        digest = asyncio.run_coroutine_threadsafe(swap, server._server.get_loop()).result(PATIENCE)
         replies.append(robot.send(said))
         assert until((tmp_path / "logs" / "shadow.jsonl").exists)
     assert [r["interventions"] for r in replies] == [{}, {}] and not replies[0]["held"]
@@ -60,6 +69,16 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
         assert np.array_equal(reply["actions"], right)
     line = json.loads((tmp_path / "logs" / "shadow.jsonl").read_text().splitlines()[0])
     assert line["incumbent"] == replies[0]["bundle"] and line["candidate"] == digest and max(line["rms"]) > 0
+
+
+def test_ever_new_prompts_do_not_fill_the_memory(monkeypatch):
+    monkeypatch.setattr(backbone, "ROWS", 3)
+    policy, seen = tiny_policy(), observations(1)
+    right = policy.encode(seen).hidden
+    for number in range(5):
+        policy.encode(replace(seen, instruction=(f"reach {number}",)))
+    assert len(policy.eyes._rows) == 3
+    assert policy.encode(seen).hidden.equal(right)
 
 
 def test_nothing_to_serve_is_said_before_anything_listens(tmp_path):

@@ -33,6 +33,8 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 NO_LENGTHS: Mapping[str, int] = MappingProxyType({})
+ROWS = 4096
+"""Tokenised prompts that are kept."""
 END_OF_TEXT, IM_START, IM_END, VIDEO_PAD = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|video_pad|>"
 
 
@@ -161,6 +163,8 @@ class Backbone(nn.Module):
         text = prompt(body, instruction, tokens)
         key = (text, int(grid[0, 1]), int(grid[0, 2]), length)
         if key not in self._rows:
+            if len(self._rows) >= ROWS:  # whoever asks in ever new words must not fill the memory
+                self._rows.pop(next(iter(self._rows)))
             self._rows[key] = self._tokenise_text(text, grid.expand(len(body.views), 3), length)
         return self._rows[key]
 
