@@ -9,7 +9,7 @@ import envs
 from envs import contract
 from envs.expert import expert_chunk
 from envs.mujoco.catalogue import WORLDS
-from rl_finetune.types import ActionChunk, SeedKeys
+from rl_finetune.types import ActionChunk, Observation, SeedKeys
 
 VARIANTS = [(name, {}) for name in WORLDS] + [("franka_reach", {"control": "joint"})]
 SCALE = {"delta_ee": 0.03, "joint": 0.1, "waypoint": 0.2, "trace": 0.3}
@@ -47,3 +47,31 @@ def test_expert_succeeds_and_doing_nothing_does_not(name: str) -> None:
             won[who] = int(success.sum())
     assert won["expert"] >= 11
     assert won["nobody"] == 0
+
+
+@pytest.mark.parametrize("name", ["widowx_reach", "aloha_reach", "rover_navigate"])
+def test_progress_pays_each_metre_once_and_success_as_before(name: str) -> None:
+    """Over an expert's episode the shaping term adds up to the way that was made, whatever its pieces."""
+    keys = SeedKeys(5, np.arange(4), np.zeros(4, np.int64))
+    with envs.make(name, 4, progress=2.0) as env:
+        seen, running = env.reset(keys), np.ones(4, bool)
+        first = _left(seen)
+        paid, won, last = np.zeros(4), np.zeros(4), first.copy()
+        while running.any():
+            outcome = env.step_chunk(expert_chunk(env, seen))
+            paid += running * outcome.reward_terms["progress"].sum(-1)
+            won += running * outcome.reward_terms["success"].sum(-1)
+            np.testing.assert_allclose(sum(outcome.reward_terms.values()), outcome.reward, atol=1e-6)
+            last[running] = _left(outcome.observation)[running]
+            if outcome.final_observation is not None:
+                over = np.isin(np.arange(4), outcome.final_index) & running
+                last[over] = _left(outcome.final_observation)[np.isin(outcome.final_index, np.flatnonzero(over))]
+            running &= ~(outcome.terminated | outcome.truncated)
+            seen = outcome.observation
+    np.testing.assert_allclose(paid, 2.0 * (first - last), atol=1e-4)
+    assert (won == 1).all() and (first - last > 0.05).all()
+
+
+def _left(seen: Observation) -> np.ndarray:
+    assert seen.privileged is not None
+    return np.linalg.norm(seen.privileged[:, :3] - seen.privileged[:, 3:6], axis=-1)

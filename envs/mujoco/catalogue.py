@@ -44,22 +44,24 @@ class World:
 def _reach(name: str, body: Callable[[], Body], time_limit: int, pace: float = PACE) -> World:
     def task(chosen: ReachOptions) -> Task:
         return Reach(
-            body(), name, image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=time_limit, pace=pace
-        )
+            body(), name, image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=time_limit, pace=pace,
+            progress=chosen.progress,
+        )  # fmt: skip
 
     return World(ReachOptions, task)
 
 
 def _franka_reach(chosen: FrankaReachOptions) -> Task:
     return Reach(
-        franka(chosen.control), "franka_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=64
-    )
+        franka(chosen.control), "franka_reach", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=64,
+        progress=chosen.progress,
+    )  # fmt: skip
 
 
 def _widowx_moving(chosen: MovingOptions) -> Task:
     return Reach(
         WidowX(), "widowx_moving", image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=32,
-        block_speed=chosen.block_speed,
+        block_speed=chosen.block_speed, progress=chosen.progress,
     )  # fmt: skip
 
 

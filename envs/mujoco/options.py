@@ -20,6 +20,8 @@ Suite = Literal[
 Randomised = Literal["visual", "mass", "friction", "latency", "action_noise"]
 STRONGEST = 2.0
 """Of randomisation."""
+LARGEST = 10.0
+"""Reward a metre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +56,13 @@ class ReachOptions(WorldOptions):
 
     tolerance: float = 0.03
     """Distance in metres between the tool and the top of a block that counts as reached."""
+    progress: float = 0.0
+    """Reward for each metre by which a chunk brings the tool nearer, beside 1 for success; 0 rewards success alone."""
 
     def __post_init__(self) -> None:
         WorldOptions.__post_init__(self)
         within("tolerance", self.tolerance, FINEST, COARSEST, "metres")
+        within("progress", self.progress, 0.0, LARGEST, "reward a metre")
 
 
 @dataclass(frozen=True, slots=True)

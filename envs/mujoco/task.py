@@ -136,6 +136,8 @@ class Task(Variable, ABC):
     """M, numbers that the judge remembers."""
     measured: tuple[str, ...] = ()
     """Names that `measures` gives."""
+    progress: float = 0.0
+    """Reward for each metre by which a chunk brings the tool nearer to the target, beside that for success."""
 
     @abstractmethod
     def mjcf(self) -> str:
@@ -160,6 +162,11 @@ class Task(Variable, ABC):
     @abstractmethod
     def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
         """A scripted expert's chunk [N, H, c] from privileged state [N, S] alone; see `VectorEnv.expert`."""
+
+    def left(self, now: Now) -> Float64:
+        """[N] metres between tool and target, where `spec.privileged` begins with the two."""
+        state = self.describe(now).astype(np.float64)
+        return np.linalg.norm(state[:, :3] - state[:, 3:6], axis=-1)
 
     def things(self, now: Now) -> Things | None:
         """Labels of the grounding loss; None where there are none."""

@@ -64,7 +64,7 @@ class Varied(Task):
         randomisation.check(inner, wish.kinds, wish.strength)
         self.inner, self.wish = inner, wish
         self.spec, self.views, self.memory, self.measured = inner.spec, inner.views, inner.memory, inner.measured
-        self.timestep, self.substeps = inner.timestep, inner.substeps
+        self.timestep, self.substeps, self.progress = inner.timestep, inner.substeps, inner.progress
         self._axes, self._action = suites.axes(inner, wish.suite), inner.spec.embodiment.action
         if "paraphrase" in self._axes:
             self.spec = replace(inner.spec, tasks=suites.rewordings(inner))

@@ -56,12 +56,17 @@ class World(VectorEnv):
         drive = self.task.drive(self._now, actions)
         motion = self._engine.advance(drive.controls)
         judged = self.task.judge(self._now, _sane(motion))
+        before = self.task.left(self._now) if self.task.progress else None
         executed, ended, success = ends(judged, self.spec.time_limit - self._now.steps, motion.broken)
         if self.filming:
             self.filmed = self._film(motion, drive.controls, executed)
         if self.watching:
             self.watched = self._watch(motion, executed)
         self._keep(motion, drive.controls, drive.aim, judged, executed)
+        terms = {"success": at_last_step(success, executed, actions.shape[1])}
+        if before is not None:
+            nearer = np.where(motion.broken, 0.0, before - self.task.left(self._now))
+            terms["progress"] = at_last_step(self.task.progress * nearer, executed, actions.shape[1])
         truncated = ~ended & (self._now.steps >= self.spec.time_limit) | motion.broken
         over = np.flatnonzero(ended | truncated)
         measures = self._measures(np.flatnonzero((ended | truncated) & ~motion.broken), success)
@@ -71,9 +76,8 @@ class World(VectorEnv):
             self._rewind(broken)
         final = self._observe(over) if len(over) else None
         self._restart(over)
-        reward = at_last_step(success, executed, actions.shape[1])
         return ChunkOutcome(
-            reward=reward,
+            reward=np.sum(list(terms.values()), axis=0, dtype=np.float32),
             steps_executed=executed,
             terminated=ended,
             truncated=truncated,
@@ -81,7 +85,7 @@ class World(VectorEnv):
             observation=self._observe(np.arange(self.num_envs)),
             final_index=over,
             final_observation=final,
-            reward_terms={"success": reward.copy()},
+            reward_terms=terms,
             measures=measures,
             failures=failures,
         )
@@ -204,9 +208,9 @@ def ends(judged: Judged, left: IntArray, broken: BoolArray) -> tuple[IntArray, B
     return executed, ended, ended & judged.success[np.arange(n), executed - 1]
 
 
-def at_last_step(success: BoolArray, executed: IntArray, horizon: int) -> FloatArray:
-    """Reward [N, H]: one at the step that succeeded."""
-    reward: FloatArray = (success[:, None] & (np.arange(horizon) == executed[:, None] - 1)).astype(np.float32)
+def at_last_step(earned: BoolArray | Float64, executed: IntArray, horizon: int) -> FloatArray:
+    """Reward [N, H]: what a chunk earned [N], at the last step that it executed."""
+    reward: FloatArray = np.where(np.arange(horizon) == executed[:, None] - 1, earned[:, None], 0).astype(np.float32)
     return reward
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from envs.base import Disturbance
 from envs.mujoco.bodies import rover
 from envs.mujoco.camera import OUTSIDE, project
-from envs.mujoco.options import WorldOptions, one_of, within
+from envs.mujoco.options import LARGEST, WorldOptions, one_of, within
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
 from envs.mujoco.tasks import pilot, rooms
 from envs.mujoco.tasks.region import scattered
@@ -59,11 +59,14 @@ class NavigateOptions(WorldOptions):
     """Whether the box that is meant is in the first picture; with several rooms it may be anywhere all the same."""
     tolerance: float = 0.6
     """Distance in metres between the centres of base and box that counts as there."""
+    progress: float = 0.0
+    """Reward for each metre by which a chunk brings the base nearer (through walls), beside 1 for success."""
 
     def __post_init__(self) -> None:
         WorldOptions.__post_init__(self)
         one_of("rooms", self.rooms, (1, 2, 3))
         within("tolerance", self.tolerance, NEAREST, FARTHEST, "metres")
+        within("progress", self.progress, 0.0, LARGEST, "reward a metre")
 
 
 def spec(options: NavigateOptions) -> EnvSpec:
@@ -96,7 +99,7 @@ class Navigate(Task):
     along_walls = False
 
     def __init__(self, options: NavigateOptions) -> None:
-        self.options, self.spec = options, spec(options)
+        self.options, self.spec, self.progress = options, spec(options), options.progress
         self.backdrop = ("floor", "west", "east", "south", "north", *rooms.inner_walls(options.rooms))
 
     def mjcf(self) -> str:

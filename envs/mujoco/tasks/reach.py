@@ -98,6 +98,7 @@ class Reach(Tabletop):
         time_limit: int,
         pace: float = PACE,
         block_speed: float = 0.0,
+        progress: float = 0.0,
     ) -> None:
         """Describe the task.
 
@@ -109,9 +110,10 @@ class Reach(Tabletop):
             time_limit: control steps.
             pace: metres a second at which the expert moves.
             block_speed: metres a second at which blocks slide, at most; 0 leaves them where they are.
+            progress: see `Task.progress`.
         """
         super().__init__(body)
-        self.tolerance, self.block_speed = tolerance, block_speed
+        self.tolerance, self.block_speed, self.progress = tolerance, block_speed, progress
         self.speed = pace / body.embodiment.action.rate
         self.spec = EnvSpec(
             name=name, embodiment=body.embodiment, image_size=image_size, time_limit=time_limit,
