@@ -36,7 +36,7 @@ class BodyMotion:
     tools: FloatArray | None
     """[F, hands, 3] metres, in the frame that the body's base stands still in; None where there are none."""
     beyond: BoolArray | None
-    """[F] whether a joint was beyond its range; None where nobody looked."""
+    """[F] whether a joint was beyond its range, fingers aside; None where nobody looked."""
     touching: BoolArray | None
     """[F] whether the body touched itself; None where nobody looked."""
 

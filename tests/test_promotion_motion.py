@@ -257,6 +257,9 @@ def test_a_joint_is_beyond_its_range_when_it_is_more_than_softly_so() -> None:
         qpos[1] = watched._model.jnt_range[1, 1] + over
         beyond, _ = watched._inside(state_of(watched, qpos))
         assert beyond is not None and beyond.tolist() == [expected]
+    rest[-1] += 0.02  # a finger that something pushes
+    beyond, _ = watched._inside(state_of(watched, rest))
+    assert beyond is not None and not beyond.any()
 
 
 def test_a_base_on_wheels_has_no_joints_to_exceed_and_no_links_to_hit() -> None:

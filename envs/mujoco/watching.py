@@ -20,8 +20,8 @@ from envs.mujoco.varied import Varied
 from envs.mujoco.wardrobe import robot_geoms
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
-GIVE = {mujoco.mjtJoint.mjJNT_HINGE: 0.01, mujoco.mjtJoint.mjJNT_SLIDE: 0.001}
-"""Radians and metres by which a joint may be beyond its range: limits are soft in simulation."""
+GIVE = 0.01
+"""Radians by which a hinge may be beyond its range: limits are soft in simulation."""
 NEAR = 2
 """Joints between links that are neighbours: shoulders and wrists have two or three in one place."""
 REST = EpisodeKey(0, 0, 0)
@@ -116,8 +116,10 @@ def _neighbours(model: mujoco.MjModel) -> set[tuple[int, int]]:
 
 
 def _limited(model: mujoco.MjModel) -> tuple[IntArray, Float64, Float64]:
-    """Addresses in qpos of the joints that have a range, and how far each may go."""
-    joints = np.flatnonzero(model.jnt_limited)
-    give = np.array([GIVE[mujoco.mjtJoint(kind)] for kind in model.jnt_type[joints]])
+    """Addresses in qpos of the hinges that have a range, and how far each may go, radians.
+
+    Not of sliding fingers: nobody commands where they are, and what they push against pushes them.
+    """
+    joints = np.flatnonzero(model.jnt_limited & (model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE))
     reach = model.jnt_range[joints]
-    return model.jnt_qposadr[joints], reach[:, 0] - give, reach[:, 1] + give
+    return model.jnt_qposadr[joints], reach[:, 0] - GIVE, reach[:, 1] + GIVE

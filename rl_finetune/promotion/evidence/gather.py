@@ -43,8 +43,8 @@ def gather(config: PromoteConfig, progress: Progress, players: Gather | None = N
     Raises:
         UserError: a policy or a world cannot be used, or nothing is known of a body's limits; nothing has been played.
     """
-    candidate, incumbent = find(config.candidate), find(config.incumbent)
-    bodies = _bodies(config, candidate, incumbent)
+    candidate, incumbent = find(config.candidate), find(config.opponent)
+    bodies = bodies_of(config, candidate, incumbent)
     limits = {body.tag: limits_of(body, config, candidate) for body in bodies.values()}
     found = compare(config, candidate, incumbent, progress, players)
     bench = _Bench(config, candidate)
@@ -72,8 +72,12 @@ def limits_of(body: EmbodimentSpec, config: PromoteConfig, candidate: Weights) -
     return limits_for(body.tag)
 
 
-def _bodies(config: PromoteConfig, *policies: Weights) -> Mapping[str, EmbodimentSpec]:
-    """World's label -> its body, once everybody has shaken hands in every world and under every suite."""
+def bodies_of(config: PromoteConfig, *policies: Weights) -> Mapping[str, EmbodimentSpec]:
+    """World's label -> its body, once everybody has shaken hands in every world and under every suite.
+
+    Raises:
+        UserError: a policy cannot act in a world, or a world cannot be built.
+    """
     found: dict[str, EmbodimentSpec] = {}
     for weights in policies:
         known = QwenVLAPolicy.from_pretrained(

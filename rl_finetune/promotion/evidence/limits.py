@@ -33,8 +33,8 @@ OVERSHOOT = 0.01
 STALE = 0.5
 """Seconds, or one chunk where that is shorter."""
 BRISK = 1.5
-"""Full speeds by which a command may change in one control step: in 100 episodes of each world experts needed up to
-1.23 (`widowx_moving`, where a chunk turns back after a block)."""
+"""Full speeds by which a command may change in one control step: experts needed up to 1.23 (in 100 episodes of
+`widowx_moving`, where a chunk turns back after a block)."""
 PICTURE = (0.0, 1.0)
 """Points lie in the picture."""
 HASTE = {"gr1": 1.5}
