@@ -13,6 +13,7 @@ from rl_finetune.config import EvaluateConfig, Section, SFTConfig, TrainConfig, 
 from rl_finetune.config.describe import members, walk
 from rl_finetune.config.files import FOLDER, merge
 from rl_finetune.config.promotion import PromoteConfig
+from rl_finetune.config.serving import ServeConfig
 from rl_finetune.errors import UserError
 
 SHIPPED = sorted(FOLDER.glob("*.yaml"))
@@ -22,7 +23,7 @@ STAGE = "stages=[{name: a, train: decoder, steps: 1}]"
 
 def kind_of(file: Path) -> type[Section]:
     """The job that a shipped file is for, by its name."""
-    kinds = {"evaluate": EvaluateConfig, "sft": SFTConfig, "promote": PromoteConfig}
+    kinds = {"evaluate": EvaluateConfig, "sft": SFTConfig, "promote": PromoteConfig, "serve": ServeConfig}
     return kinds.get(re.split("[-_]", file.stem)[0], TrainConfig)
 
 

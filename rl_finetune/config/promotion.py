@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from rl_finetune.config.gates import GatesSection
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.section import Section, require
+from rl_finetune.config.trials import TrialsSection
 from rl_finetune.config.worlds import EnvSection, check_worlds
 
 Channels = list[float]
@@ -64,13 +65,25 @@ class LatencyCallsSection(Section):
     """CPU threads of the policy, as the server will have."""
 
 
+class BundleSection(Section):
+    """The bundle that is made of a candidate which is none yet."""
+
+    name: str | None = Field(None, min_length=1, max_length=100)
+    """For a person; null names it after policy and run."""
+    merge: bool = True
+    """Fold the adapter into the weights; otherwise it is kept beside them."""
+    sign_with: str | None = None
+    """Private key (PEM, made by `rl-finetune promote keys`) to sign it with."""
+
+
 class PromoteConfig(Section):
     """`rl-finetune promote`: what speaks for a candidate, and what against it."""
 
     candidate: PolicySection = PolicySection(adapter="runs/train/adapter")
     """Who wants to be promoted: a policy with or without an adapter, or a bundle's folder."""
-    incumbent: PolicySection = PolicySection()
-    """Who acts now."""
+    incumbent: PolicySection | None = None
+    """Who acts now; null is the bundle that the registry has promoted, and before there is one the candidate's own
+    policy without its adapter."""
     trained: PolicySection | None = None
     """What the candidate was exported from, where it is an export already: parity is between the two. null exports the
     candidate itself, adapter folded in, and compares what comes back from the disk."""
@@ -99,15 +112,35 @@ class PromoteConfig(Section):
     here."""
     gates: GatesSection = GatesSection()
     """What the candidate is held against."""
+    clips: int = Field(6, ge=0)
+    """Episodes that are filmed for the report with both policies, those that the candidate lost first."""
+    trials: TrialsSection = TrialsSection()
+    """Trials on the robot (`rl-finetune promote trials`)."""
+    bundle: BundleSection = BundleSection()
+    """What is made of the candidate."""
     folder: str = "runs/promote"
-    """Where evidence, verdict and report go; what was played is kept there, too, so that an interrupted run goes on."""
-    registry: str = "registry"
+    """Where bundle, evidence, verdict, report and trials go; what was played is kept there, too, so that an interrupted
+    run goes on."""
+    registry: str = "runs/registry"
     """Folder of the registry."""
+    trusted: list[str] = []
+    """Public keys (PEM) whose signatures count."""
+    require_signature: bool = False
+    """Take no bundle into the registry, and promote none, that none of them has signed."""
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Weights & Biases: a version of one artifact for each bundle, its stage as alias. The folder stays the truth."""
+    project: str = "rl-finetune"
+    """wandb project."""
 
     @model_validator(mode="after")
     def _possible(self) -> PromoteConfig:
         check_worlds(self.env, max(1, self.num_actors), by="num_actors")
         return self
+
+    @property
+    def opponent(self) -> PolicySection:
+        """The incumbent as far as settings tell."""
+        return self.incumbent or PolicySection(path=self.candidate.path, backbone=self.candidate.backbone)
 
     @property
     def asked_suites(self) -> tuple[str, ...]:
