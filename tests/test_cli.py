@@ -50,9 +50,12 @@ def test_help_answers_at_once() -> None:
     assert min(seconds() for _ in range(3)) < 0.5
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "sft", "show-config", "check-env"])
+@pytest.mark.parametrize(
+    "command",
+    ["train", "evaluate", "sft", "show-config", "check-env", "promote", "promote judge", "promote record", "serve"],
+)
 def test_help_teaches(command: str) -> None:
-    text = run(command, "--help").stdout
+    text = run(*command.split(), "--help").stdout
     assert "examples:" in text and "exit codes:" in text and f"rl-finetune {command}" in text
 
 
@@ -82,6 +85,12 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
         (["train", "--config"], "expected one argument"),
         (["show-config", "trian"], "unknown job"),
         (["show-config", "sft", "seeed=1"], "did you mean 'seed'?"),
+        (["promote", "statsu"], "invalid choice: 'statsu'"),
+        (["promote", "trials"], "ACTION"),
+        (["promote", "record", "one", "A", "success"], "invalid int value: 'one'"),
+        (["promote", "--fast"], "unknown option '--fast'"),
+        (["serve", "here", "there"], "more than one bundle"),
+        (["serve", "nowhere"], "no bundle there"),
     ],
 )
 def test_strange_words(words: list[str], part: str) -> None:

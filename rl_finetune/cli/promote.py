@@ -40,7 +40,7 @@ def _add_registry(actions: Commands) -> None:
     history.add_argument("--bundle", default=None, metavar="DIGEST", help="only of the bundle that begins so")
     verify = add(actions, "verify", "every byte of registry, bundles and grounds", texts.VERIFY, _verify)
     verify.add_argument("--bundle", default=None, metavar="FOLDER", help="only this bundle, wherever it lies")
-    who(first(actions, "submit", "bring a bundle into the registry", texts.SUBMIT, _submit, "bundle", "FOLDER"))
+    who(first(actions, "submit", "bring a bundle into the registry", texts.SUBMIT, _submit, "bundle"))
     advance = first(actions, "advance", "bring a bundle to the next stage", texts.ADVANCE, _advance, "digest", "stage")
     advance.add_argument("--grounds", default=None, metavar="FILE", help="verdict.json, or the trials' decision.json")
     advance.add_argument("--waiver", default="", metavar="WHY", help="promote without a decision; recorded")

@@ -10,8 +10,8 @@ from rl_finetune.cli.parser import Commands, add
 from rl_finetune.errors import UserError
 
 SERVE = """\
-Serve a policy to robots over websockets, as openpi's clients speak. Nothing but the bundle's own limits reaches a
-robot.
+Serve a policy to robots over websockets, as openpi's clients speak. No action leaves it that is beyond the bundle's
+limits.
 
 Without BUNDLE it serves what the registry has promoted, and follows it: promoting another bundle, or rolling back,
 swaps who acts without losing a connection. Only this machine can connect unless an API key is set.

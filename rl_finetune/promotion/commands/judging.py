@@ -64,7 +64,12 @@ def seal(config: PromoteConfig) -> int:
     """Make the candidate's bundle, and no more."""
     candidate = sealing.candidate_of(config)
     if candidate.bundle is not None:
-        raise UserError("candidate is a bundle", got=candidate.folder, expected="a policy", do="use it as it is")
+        raise UserError(
+            "sealed already",
+            got=candidate.folder,
+            expected="a policy, and no bundle there",
+            do="use that bundle, or set another `folder`",
+        )
     bundle = sealing.sealed(config, candidate)
     print(f"{short(bundle.digest)} {bundle.name}: sealed in {bundle.folder}")
     return 0
