@@ -340,7 +340,7 @@ def test_each_objective_has_one_variant_of_a_setting() -> None:
 
 
 def test_every_training_of_the_readme_is_possible() -> None:
-    lines = (Path(__file__).parents[1] / "README.md").read_text().splitlines()
+    lines = (Path(__file__).parents[1] / "README.md").read_text().replace("\\\n", " ").splitlines()
     trainings = [shlex.split(line, comments=True)[2:] for line in lines if line.startswith("rl-finetune train ")]
     settings = [[word for word in words if "=" in word] for words in trainings if "--resume" not in words]
     assert len(settings) > 7

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,12 +18,17 @@ import numpy as np
 import pytest
 import yaml
 from builders import tiny_policy
-from jobs import PATIENCE, environment
+from jobs import PATIENCE, ROOT, environment
 from websockets.sync.client import connect
 
 from benchmarks.serving import until
-from rl_finetune.cli import main
+from rl_finetune.cli import main, promote_texts
+from rl_finetune.cli.parsing import parse
 from rl_finetune.cli.promote import completed
+from rl_finetune.cli.serve import SERVE
+from rl_finetune.config import load
+from rl_finetune.config.promotion import PromoteConfig
+from rl_finetune.config.serving import ServeConfig
 from rl_finetune.promotion.commands.filming import chosen, worst_first
 from rl_finetune.promotion.commands.shelf import words
 from rl_finetune.promotion.commands.trials_view import points, stops
@@ -281,6 +288,26 @@ def test_judge_is_what_promote_does_and_a_misspelt_action_is_none() -> None:
     assert completed(["promote", "--config", "x"]) == ["promote", "judge", "--config", "x"]
     for words_ in (["promote", "--help"], ["promote", "statsu"], ["train", "run.seed=1"], []):
         assert completed(words_) == words_
+
+
+SHOWN = [
+    *(ROOT / "README.md").read_text().splitlines(), *(ROOT / "docs/promotion.md").read_text().splitlines(),
+    *(line for name, text in vars(promote_texts).items() if name.isupper() for line in text.splitlines()),
+    *SERVE.splitlines(),
+]  # fmt: skip
+
+
+def test_every_command_that_is_shown_is_understood() -> None:
+    """In help, README and docs: words, options and settings; what is said behind two spaces or `#` is for people."""
+    commands = {re.split(r"\s{2,}| > ", line.strip())[0] for line in SHOWN if " rl-finetune " in f" {line}"}
+    found = [
+        shlex.split(command) for command in sorted(commands) if re.match(r"rl-finetune (promote|serve)\b", command)
+    ]
+    for said in found:
+        arguments = parse(said[1:])
+        settings = [word for word in arguments.words if "=" in word]
+        load(ServeConfig if said[1] == "serve" else PromoteConfig, None, settings)
+    assert len(found) > 40
 
 
 def test_failures_are_filmed_first_and_worlds_take_turns() -> None:
