@@ -77,7 +77,7 @@ class World(VectorEnv):
         final = self._observe(over) if len(over) else None
         self._restart(over)
         return ChunkOutcome(
-            reward=np.sum(list(terms.values()), axis=0, dtype=np.float32),
+            reward=np.stack(list(terms.values())).sum(0),
             steps_executed=executed,
             terminated=ended,
             truncated=truncated,
