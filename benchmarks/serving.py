@@ -104,6 +104,8 @@ class PlainSession:
         """As it is."""
         return PlainAnswer(reply.actions, {"action": 1}, False)
 
+    quick = answer
+
 
 class Robot:
     """Speaks openpi's wire as its client does: waits for the metadata, then one frame for one frame."""

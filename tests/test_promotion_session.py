@@ -127,18 +127,36 @@ def test_more_than_was_sent_cannot_be_ahead() -> None:
         session.answer(says(0.0), 0.0)
 
 
-@pytest.mark.parametrize(("pause", "first"), [(0.5 * PERIOD, 0.03), (1.5 * PERIOD, 0.01)])
-def test_motion_goes_on_through_the_seam_unless_the_robot_has_stood(pause: float, first: float) -> None:
+@pytest.mark.parametrize(
+    ("thought", "pause", "first"),
+    [(0.0, 0.5 * PERIOD, 0.03), (0.0, 1.5 * PERIOD, 0.01), (0.5 * PERIOD, 0.0, 0.03), (1.5 * PERIOD, 0.0, 0.01)],
+)
+def test_motion_goes_on_through_the_seam_unless_the_robot_has_stood(thought: float, pause: float, first: float) -> None:
     # 0.25 m/s^2 at 5 Hz: a step may be 0.01 m longer than the one before
     session = Session(0, Rules(Limits(acceleration=(0.25,) * 7)))
     ramp = np.zeros((8, 7), np.float32)
     ramp[:, 0] = np.cumsum([0.01] + [0.02] * 7)
     session.ask(saw(), 0.0)
     assert session.answer(says(ramp), 0.0).interventions == {}
-    session.ask(saw(), 8 * PERIOD)
+    came = 8 * PERIOD + thought  # the robot may stand before it asks, or until it is answered
+    session.ask(saw(), came)
     fast = np.zeros((8, 7), np.float32)
     fast[:, 0] = 0.1 * np.arange(1, 9)
-    assert session.answer(says(fast), 8 * PERIOD + pause).actions[0, 0] == pytest.approx(first, abs=1e-6)
+    assert session.quick(says(fast), came + pause) is None
+    assert session.answer(says(fast), came + pause).actions[0, 0] == pytest.approx(first, abs=1e-6)
+
+
+def test_a_quick_answer_is_the_answer_or_none_that_leaves_all_as_it_was() -> None:
+    hurried, patient = (Session(0, Rules(Limits(velocity=(0.5,) * 7))) for _ in range(2))
+    for number, height in enumerate((0.05, 3.0)):
+        for session in (hurried, patient):
+            assert session.ask(saw(), 0.0).chunk == number
+        found = hurried.quick(says(height), 0.0)
+        assert (found is None) == (height == 3.0)
+        found, right = found or hurried.answer(says(height), 0.0), patient.answer(says(height), 0.0)
+        np.testing.assert_array_equal(found.actions, right.actions)
+        assert found.interventions == right.interventions
+    assert hurried.ask(saw(), 0.0).chunk == 2
 
 
 class Slow:

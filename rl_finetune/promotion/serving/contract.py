@@ -58,5 +58,8 @@ class Conversation(Protocol):
     def ask(self, message: Reading, now: float) -> ActRequest:
         """What the policy is asked; `now` is the server's monotonic clock, seconds."""
 
+    def quick(self, reply: ActReply, now: float) -> Answered | None:
+        """As `answer`, where that keeps nobody waiting; None, and nothing has changed, where it might."""
+
     def answer(self, reply: ActReply, now: float) -> Answered:
-        """What the client may be told of the policy's reply."""
+        """What the client may be told of the policy's reply. May take tens of milliseconds."""

@@ -102,18 +102,42 @@ class Envelope:
         Raises:
             UserError: it is not finite, and there is nothing to hold.
         """
-        asked = chunk.astype(np.float64)
-        if not np.isfinite(asked).all():
+        if not np.isfinite(chunk).all():
             return self.hold(motion, len(chunk), NOT_FINITE)
-        bounds = self.bounds
-        slack = ROUNDING * np.abs(asked).max(0)
-        wanted = np.clip(asked, bounds.low, bounds.high)
-        start = motion or Motion.resting(np.where(bounds.framed, 0.0, wanted[0]))
+        return self._passed(chunk, motion) or self._followed(chunk, motion)
+
+    def quick(self, chunk: FloatArray, motion: Motion | None) -> Guarded | None:
+        """As `apply`, where that takes a fraction of a millisecond; None where the chunk may have to be followed, or
+        tools with it, which takes some tens.
+
+        Args:
+            chunk: finite action units [H, c].
+            motion: as in `apply`.
+        """
+        return self._passed(chunk, motion) if self.tools is None else None
+
+    def _passed(self, chunk: FloatArray, motion: Motion | None) -> Guarded | None:
+        """The chunk itself, where it is within all limits."""
+        asked = chunk.astype(np.float64)
+        start = self._start(asked, motion)
         path = start.along(asked)
-        if joins(start, asked, bounds, slack).all() and (self._outside(path) <= TOUCH).all():
-            return Guarded(chunk, {}, carried(path.row(-1), self.body))
+        if not joins(start, asked, self.bounds, _slack(asked)).all() or (self._outside(path) > TOUCH).any():
+            return None
+        return Guarded(chunk, {}, carried(path.row(-1), self.body))
+
+    def _start(self, asked: Float64, motion: Motion | None) -> Motion:
+        """What the first step goes on from."""
+        return motion or Motion.resting(np.where(self.bounds.framed, 0.0, self._clipped(asked[0])))
+
+    def _clipped(self, asked: Float64) -> Float64:
+        return np.clip(asked, self.bounds.low, self.bounds.high)
+
+    def _followed(self, chunk: FloatArray, motion: Motion | None) -> Guarded:
+        """The chunk as closely as the limits allow."""
+        asked, bounds = chunk.astype(np.float64), self.bounds
+        slack, wanted = _slack(asked), self._clipped(asked)
         counts: Counter[str] = Counter()
-        now, places = start, []
+        now, places = self._start(asked, motion), []
         for index, pace in enumerate(slopes(wanted)):
             step = towards(now, wanted[index : index + AHEAD], pace, bounds, slack)
             kinds = _asked(now, asked[index], wanted[index], bounds, slack)
@@ -166,6 +190,11 @@ class Envelope:
         tools = self.tools(places.reshape(-1, places.shape[-1])).reshape(*places.shape[:-1], -1, 3)
         beyond = np.maximum(self.workspace[:, 0] - tools, tools - self.workspace[:, 1])
         return np.maximum(beyond.max((-1, -2)).max(0), 0.0)
+
+
+def _slack(asked: Float64) -> Float64:
+    """[c] rounding of the places of a chunk [H, c]."""
+    return ROUNDING * np.abs(asked).max(0)
 
 
 def _asked(now: Motion, asked: Float64, wanted: Float64, bounds: Bounds, slack: Float64) -> set[str]:
