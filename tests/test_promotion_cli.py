@@ -175,7 +175,7 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
     told = done(run("status"))
     assert f"acts    {first[:12]}" in told and "before  nobody" in told
     assert done(run("history", "--bundle", second)).splitlines()[-1].endswith("drops things)")
-    assert "8 decisions" not in done(run("verify"))
+    assert re.match(r"whole: \d+ entries, 2 bundles of \d+ files, \d+ verdicts and decisions\n$", done(run("verify")))
 
 
 def _judged(place: Path, run: Run) -> str:
@@ -207,7 +207,6 @@ def _tried(place: Path, run: Run) -> None:
         letter = "AB"[(trial - 1) % 2]
         done(run("trials", "record", str(trial), letter, better(place / "first", trial), "--seconds", "9"))
     assert "enough: decide" in done(run("trials", "status"))
-    assert "abort by joris, lamp" not in done(run("trials", "results"))
     assert "abort by joris: lamp failed" in done(run("trials", "results"))
     assert done(run("trials", "sheet", "--form", "csv")).startswith("trial,pair,letter")
     assert done(run("trials", "decide")).startswith("promote: better than the incumbent: 5 of 5 pairs won")

@@ -76,6 +76,10 @@ def test_the_page_says_the_verdict_and_the_objections_in_words() -> None:
     assert words.index("motion m said reject") < words.index("tasks · world0 ○ hold why")  # rejections first
     passed = replace(full(), verdict=Verdict("promote", (check(), check("parity"))))
     assert "✓ Promote All 2 checks passed." in _Page(render(passed)).words
+    silent = replace(full(), verdict=Verdict("promote", (check(), check("parity", "off", value=0, unit=""))))
+    words = _Page(render(silent)).words
+    assert "All 1 checks passed. Not asked: parity." in words and "– parity off" in words  # noqa: RUF001
+    assert "parity switched off check" in words and "parity 1 of 1 passed" not in words
     assert "No gate asked anything." in _Page(render(replace(full(), verdict=Verdict("hold", ())))).words
 
 
@@ -162,7 +166,7 @@ def test_numbers_of_the_tables_are_those_of_the_records() -> None:
     assert "world0 jerk dx 12 10 120.0 7" in words and "self-collision: ✕ 2 steps" in words
     assert "world0 action dx 0.8 1 80.0 0" in words and "workspace: not measured" in words
     assert "body0 16 dx 0.001 0.01" in words
-    assert "p50 20 ms p99 29.8 ms control step 50 ms one chunk covers 400 ms" in words
+    assert "p50 20 ms p99 30 ms control step 50 ms one chunk covers 400 ms" in words
 
 
 def test_a_failed_page_leaves_the_old_one(tmp_path: Path) -> None:

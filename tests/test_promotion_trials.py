@@ -171,6 +171,7 @@ def test_equal_policies_play_until_nothing_can_be_shown(book):
         (Result(2, "B", "success", "ann", seconds=float("nan")), "no duration: got nan"),
         (Result(2, "B", "success", "ann", note="x" * 2001), "note too long: got 2001"),
         (Result(99, "A", "success", "ann"), "not this trial's turn: got trial 99"),
+        (Result(2, "B", "success", "ann", clip="no/film.mp4"), "the film is not there: got no/film.mp4"),
     ],
 )
 def test_a_result_that_cannot_be_is_refused_and_leaves_no_trace(book, result, says):
@@ -334,8 +335,7 @@ def test_of_two_who_record_the_same_trial_one_is_refused(book):
 
 
 def test_the_sheet_has_a_row_for_every_attempt_and_every_open_trial(book, tmp_path):
-    clip = tmp_path / "one.mp4"
-    clip.write_bytes(b"film")
+    (clip := tmp_path / "one.mp4").write_bytes(b"film")
     tell(book, "abort", note="dark,\nvery | dark", seconds=2.5, clip=str(clip), robot="widowx-3")
     tell(book, "success")
     header, *rows = csv.reader(io.StringIO(book.sheet("csv")))

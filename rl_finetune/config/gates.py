@@ -33,7 +33,7 @@ class StatisticalSection(GateSection):
 
     level: float = Field(0.025, gt=0, lt=0.5)
     """Largest chance of passing a policy that is exactly at the bound. The same chance, shared among all that the gate
-    looks at, is that of rejecting such a policy."""
+    looks at, is that of rejecting such a policy (latency: of each quantile by itself)."""
 
 
 class PlanSection(Section):
@@ -41,11 +41,15 @@ class PlanSection(Section):
 
     episodes: int = Field(600, ge=1)
     """Unperturbed episodes of each world, for both policies. 600 promote a gain of 10 points in a single world and its
-    suites in at least nine of ten evaluations, at any success rate and were the policies' episodes independent."""
+    suites in at least nine of ten evaluations, even were the policies' episodes independent and success around one
+    half, provided that it is well above `worst.floor`."""
     suite_episodes: int = Field(300, ge=1)
     """Episodes of each world under each perturbation suite, for both policies."""
     failed: float = Field(0.02, ge=0, lt=1)
     """Share of a record's episodes in which the world may break down."""
+    unplayed: list[str] = []
+    """Robot tags that the candidate can drive and that need not be played: a promoted bundle is served for them all the
+    same."""
 
 
 class SuccessSection(StatisticalSection):

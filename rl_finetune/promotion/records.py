@@ -10,6 +10,8 @@ Outcome = Literal["promote", "hold", "reject"]
 """`reject`: shown to be worse or unsafe. `hold`: not shown to be good enough."""
 NONE = "none"
 """Name of the suite of unperturbed episodes."""
+OFF = "off"
+"""Name of the one check of a gate that is switched off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +138,8 @@ class Evidence:
     """One for each embodiment."""
     limits: Mapping[str, Limits] = field(default_factory=dict)
     """Robot tag -> what it may be told."""
+    drives: tuple[str, ...] = ()
+    """Robot tags that the candidate can drive, played or not; empty where nobody has asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,11 @@ class Verdict:
     outcome: Outcome
     checks: tuple[Check, ...]
     """Every question, in the gates' order; those that were passed too."""
+
+    @property
+    def off(self) -> tuple[str, ...]:
+        """Gates that were switched off: they have no objection because they were not asked."""
+        return tuple(check.gate for check in self.checks if check.name == OFF)
 
     @property
     def objections(self) -> tuple[Check, ...]:

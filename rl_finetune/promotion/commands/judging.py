@@ -6,7 +6,7 @@ look (nothing is written) -> bundle -> evidence -> verdict -> registry -> page
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rl_finetune.config.loader import dump
@@ -20,7 +20,7 @@ from rl_finetune.promotion.evidence.gather import bodies_of, gather, limits_of
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Evidence, Outcome, Verdict
 from rl_finetune.promotion.registry.bundle import Bundle
-from rl_finetune.promotion.registry.durable import held, replace_file
+from rl_finetune.promotion.registry.durable import Json, held, replace_file
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.registry import Registry
 
@@ -49,10 +49,12 @@ def judge(config: PromoteConfig, *, by: str, note: str) -> int:
         config = _resolved(config, sides, bundle)
         replace_file(folder / CONFIG, dump(config).encode())
         progress = Spoken()
-        evidence = gather(config, progress)
-        write_evidence(folder / EVIDENCE, evidence)
+        drives = tuple(body.spec.tag for body in bundle.embodiments)
+        evidence = replace(gather(config, progress), drives=drives)
+        digest = write_evidence(folder / EVIDENCE, evidence)
         verdict = ask(evidence, config.gates)
-        Grounds.of_verdict(verdict, evidence.candidate, evidence.incumbent).save(folder / VERDICT)
+        rests_on: dict[str, Json] = {"evidence": digest, "gates": config.gates.model_dump(mode="json")}
+        Grounds.of_verdict(verdict, evidence.candidate, evidence.incumbent, rests_on).save(folder / VERDICT)
         _tell(evidence, verdict)
         outcome = _entered(config, bundle, verdict, by, note)
         page.write(config, evidence, verdict, progress)
@@ -159,7 +161,8 @@ def _stepped(registry: Registry, digest: str, outcome: Outcome, grounds: Path, b
 def _tell(evidence: Evidence, verdict: Verdict) -> None:
     """The verdict in a few lines."""
     sides = (f"{name.name} {short(name.digest)}" for name in (evidence.candidate, evidence.incumbent))
-    print(f"{verdict.outcome}: {' against '.join(sides)}; {len(verdict.checks)} checks")
+    off = f"; not asked: {', '.join(verdict.off)}" if verdict.off else ""
+    print(f"{verdict.outcome}: {' against '.join(sides)}; {len(verdict.checks)} checks{off}")
     for check in verdict.objections[:SHOWN]:
         print(f"  {check.outcome:<6}  {check.gate} {check.name}: {check.reason}")
     if len(verdict.objections) > SHOWN:

@@ -52,11 +52,11 @@ def again(config: PromoteConfig) -> int:
     """Write the page of a candidate that was judged.
 
     Raises:
-        UserError: it was not, or its files do not belong together.
+        UserError: it was not, or the evidence is not what the verdict was given on.
     """
     folder = Path(config.folder)
-    evidence, _ = read_evidence(_there(folder, EVIDENCE))
-    grounds = Grounds.load(_there(folder, VERDICT))
+    there, grounds = _there(folder, EVIDENCE), Grounds.load(_there(folder, VERDICT))
+    evidence, _ = read_evidence(there, cast(str | None, grounds.detail.get("evidence")))
     if grounds.candidate != evidence.candidate or grounds.incumbent != evidence.incumbent:
         raise UserError(
             "verdict and evidence are about different policies", got=f"{grounds.candidate.name} and "

@@ -133,7 +133,9 @@ def _open(grounds: Grounds) -> None:
     """The decision in a few lines."""
     low, high = cast(list[float], grounds.detail["interval"])
     print(f"{grounds.outcome}: {grounds.reason}")
-    print(f"  difference {cast(float, grounds.detail['points']):+.1f} points [{low:+.1f}, {high:+.1f}]")
+    sure = 100 - 200 * cast(float, grounds.detail["alpha"])
+    points = cast(float, grounds.detail["points"])
+    print(f"  difference {points:+.1f} points [{low:+.1f}, {high:+.1f}] ({sure:g} %, whenever trials are stopped)")
     for side, told in cast(dict[str, dict[str, Json]], grounds.detail["sides"]).items():
         name = getattr(grounds, side).name
         said = f"{told['successes']} successes, {told['aborts']} aborts, {told['interventions']} interventions"

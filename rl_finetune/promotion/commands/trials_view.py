@@ -24,7 +24,7 @@ def view(book: Book) -> TrialsView:
     )
     notes = tuple(_note(plan, attempt) for attempt in attempts if attempt.result.note or attempt.outcome == "abort")
     if decided is None:
-        return TrialsView((), (), design.pairs, test, notes=notes)
+        return TrialsView((), (), design.pairs, test, notes=notes, taken=book.status().pairs)
     detail = cast(Mapping[str, Any], decided["detail"])
     letters = Letters(**detail["letters"])
     pairs = _history(plan, attempts).pairs(letters)[: Tally(**detail["tally"]).pairs]
@@ -33,8 +33,10 @@ def view(book: Book) -> TrialsView:
         for side, name in (("candidate", plan.candidate), ("incumbent", plan.incumbent))
         for told in (detail["sides"][side],)
     )
-    decision = f"{decided['outcome']}: {decided['reason']}"
-    return TrialsView(arms, points(design, pairs), design.pairs, test, decision, notes)
+    low, high = detail["interval"]
+    sure = f"[{low:+.1f}, {high:+.1f}] at {100 - 200 * design.alpha:g} %, whenever trials are stopped"
+    decision = f"{decided['outcome']}: {decided['reason']}; {sure}"
+    return TrialsView(arms, points(design, pairs), design.pairs, test, decision, notes, len(pairs))
 
 
 def points(design: Design, pairs: Sequence[tuple[bool, bool]]) -> tuple[EvidencePoint, ...]:

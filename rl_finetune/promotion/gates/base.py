@@ -11,6 +11,8 @@ from rl_finetune.promotion.statistics import Estimate, score_gain
 
 POINTS = "points"
 """Unit of success rates and gains."""
+LOSS = {"promote": "shown not to lose", "hold": "not shown not to lose", "reject": "shown to lose"}
+"""What a check of non-inferiority says, before "more than so many points"."""
 
 
 def unperturbed(evidence: Evidence) -> tuple[WorldRecord, ...]:
@@ -46,6 +48,12 @@ def against(estimate: Estimate, bound: float, widened: Callable[[], Estimate]) -
     if low > bound:
         return "promote"
     return "reject" if high < bound and widened()[1][1] < bound else "hold"
+
+
+def shared(outcome: Outcome, estimate: Estimate, bound: float, among: int) -> str:
+    """Why an interval below the bound holds only: it speaks for one comparison, a rejection for all of the gate."""
+    only_held = outcome == "hold" and estimate[1][1] < bound
+    return f"; for a rejection not clear enough, as one of {among} that are looked at" if only_held else ""
 
 
 def estimate(gain: Gain) -> Estimate:

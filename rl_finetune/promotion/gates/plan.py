@@ -8,8 +8,9 @@ from collections.abc import Iterable
 
 from rl_finetune.config.gates import PlanSection
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.gates.base import passed, unperturbed
+from rl_finetune.promotion.gates.base import unperturbed
 from rl_finetune.promotion.records import NONE, Check, Evidence, Limits, MotionAudit, WorldRecord
+from rl_finetune.promotion.registry.limits import check_limits
 
 REDO = "gather the evidence again"
 
@@ -19,18 +20,20 @@ def check_sound(evidence: Evidence) -> None:
 
     Raises:
         UserError: a record stands twice, episodes do not pair or are no successes and failures, a world has two bodies,
-            a number is negative, infinite or none, or lists over channels differ in length.
+            a number is negative, infinite or none, limits are impossible, or lists over channels differ in length.
     """
     _once("world and suite", [(record.world, record.suite) for record in evidence.worlds])
     _once("world's motion", [audit.world for audit in evidence.motion])
     _once("embodiment's latency", [record.embodiment for record in evidence.latency])
     _once("embodiment's parity", [record.embodiment for record in evidence.parity])
     bodies: dict[str, str] = {}
+    said = [(record.world, record.embodiment) for record in evidence.worlds]
+    for world, body in (*said, *((audit.world, audit.embodiment) for audit in evidence.motion)):
+        if bodies.setdefault(world, body) != body:
+            got = f"{bodies[world]} and {body}"
+            raise UserError(f"world {world} has two bodies", got=got, expected="one", do=REDO)
     for record in evidence.worlds:
         _check_world(record)
-        if bodies.setdefault(record.world, record.embodiment) != record.embodiment:
-            got = f"{bodies[record.world]} and {record.embodiment}"
-            raise UserError(f"world {record.world} has two bodies", got=got, expected="one", do=REDO)
     for audit in evidence.motion:
         _check_motion(audit, evidence.limits.get(audit.embodiment, Limits()))
     for call in evidence.latency:
@@ -40,14 +43,17 @@ def check_sound(evidence: Evidence) -> None:
             raise UserError(f"chunk of {call.embodiment}", got=got, expected="a duration above 0", do=REDO)
     for pair in evidence.parity:
         _check_numbers(f"parity of {pair.embodiment}", (*pair.worst, *pair.scale))
-        _check_lengths(f"parity of {pair.embodiment}", len(pair.worst), {"scale": len(pair.scale)})
+        if len(pair.scale) != len(pair.worst):
+            got, expected = f"{len(pair.scale)} channels", len(pair.worst)
+            raise UserError(f"parity of {pair.embodiment}: scale", got=got, expected=expected, do=REDO)
 
 
 def plan_checks(evidence: Evidence, settings: PlanSection) -> tuple[Check, ...]:
     """Whether the evidence is what was planned; each that is not holds the candidate.
 
     Fewer episodes than planned, other seeds in one record than in another, worlds that broke down too often, a suite in
-    a world without unperturbed episodes, and a candidate that is the incumbent.
+    a world without unperturbed episodes, a body that the candidate would drive and that no world has, and a candidate
+    that is the incumbent.
     """
     records = evidence.worlds
     short = [
@@ -63,12 +69,16 @@ def plan_checks(evidence: Evidence, settings: PlanSection) -> tuple[Check, ...]:
     ]
     base = {record.world for record in unperturbed(evidence)}
     stray = sorted({record.world for record in records} - base)
+    played = {record.embodiment for record in unperturbed(evidence)}
+    unseen = [tag for tag in evidence.drives if tag not in played and tag not in settings.unplayed]
+    unknown = [f"{tag} is among what it can drive, and was not played" for tag in unseen]
     same = [evidence.candidate.digest] if evidence.candidate.digest == evidence.incumbent.digest else []
     return (
         _held_if("episodes", short, float(min((len(record.candidate) for record in records), default=0))),
         _held_if("seeds", [f"records have the seeds {seeds}"] if len(seeds) > 1 else [], float(len(seeds))),
         _held_if("breakdowns", broken, float(sum(record.failed for record in records))),
         _held_if("worlds", [f"{world} was only played under perturbation" for world in stray], float(len(base))),
+        _held_if("bodies", unknown, float(len(played))),
         _held_if("candidate", [f"it is the incumbent: {digest}" for digest in same], 0.0),
     )
 
@@ -78,14 +88,14 @@ SOUND = {
     "seeds": "one for all records",
     "breakdowns": "few enough",
     "worlds": "each was played unperturbed",
+    "bodies": "all that it can drive were played, as far as that is known and not excused",
     "candidate": "other weights than the incumbent's",
 }
 
 
 def _held_if(name: str, faults: list[str], value: float) -> Check:
     if not faults:
-        check = passed("plan", name, SOUND[name])
-        return Check(check.gate, name, "promote", value, None, 0.0, "", check.reason)
+        return Check("plan", name, "promote", value, None, 0.0, "", SOUND[name])
     return Check("plan", name, "hold", value, None, 0.0, "", "; ".join(faults))
 
 
@@ -120,8 +130,7 @@ def _check_motion(audit: MotionAudit, limits: Limits) -> None:
     counts = [audit.self_collisions, *audit.over.values()]
     if audit.steps < 0 or min(counts) < 0 or max(counts) > audit.steps:
         raise UserError(what, got=f"{max(counts)} of {audit.steps} steps", expected="a share of them", do=REDO)
-    sides = {side: len(getattr(limits, side)) for side in ("low", "high", "velocity", "acceleration", "jerk")}
-    _check_lengths(f"limits of {audit.embodiment}", len(audit.actions), {k: n for k, n in sides.items() if n})
+    check_limits(audit.embodiment, limits, len(audit.actions))
 
 
 def _check_numbers(what: str, values: tuple[float, ...], *, signed: bool = False) -> None:
@@ -129,9 +138,3 @@ def _check_numbers(what: str, values: tuple[float, ...], *, signed: bool = False
         if not math.isfinite(value) or (value < 0 and not signed):
             expected = "finite numbers" if signed else "finite numbers, none below 0"
             raise UserError(what, got=value, expected=expected, do=REDO)
-
-
-def _check_lengths(what: str, channels: int, lengths: dict[str, int]) -> None:
-    for name, length in lengths.items():
-        if length != channels:
-            raise UserError(f"{what}: {name}", got=f"{length} channels", expected=channels, do=REDO)

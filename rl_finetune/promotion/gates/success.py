@@ -29,7 +29,7 @@ def success_gate(evidence: Evidence, settings: SuccessSection) -> tuple[Check, .
     outcome: Outcome = "promote" if low > settings.gain else "reject" if high < 0 else "hold"
     worlds = f"{len(records)} worlds" if len(records) > 1 else records[0].world
     reason = (
-        f"{counted(gain)} of {worlds}, exact p = {mcnemar(gain.won, gain.lost):.2g} for no difference: {SAID[outcome]}"
+        f"{counted(gain)} of {worlds}, exact one-sided p = {mcnemar(gain.won, gain.lost):.2g}: {SAID[outcome]}"
         f"{f' by {settings.gain:g} points' if settings.gain and outcome != 'reject' else ''}"
     )
     return (Check("success", "mean", outcome, gain.points, gain.interval, settings.gain, POINTS, reason),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl_finetune.config.gates import SuitesSection
 from rl_finetune.promotion.gates.base import (
+    LOSS,
     POINTS,
     against,
     check_known,
@@ -12,12 +13,11 @@ from rl_finetune.promotion.gates.base import (
     gain_of,
     held,
     passed,
+    shared,
     unperturbed,
 )  # fmt: skip
 from rl_finetune.promotion.records import NONE, Check, Evidence, WorldRecord
 from rl_finetune.promotion.statistics import counts, score
-
-SAID = {"promote": "shown not to lose", "hold": "not shown not to lose", "reject": "shown to lose"}
 
 
 def suites_gate(evidence: Evidence, settings: SuitesSection) -> tuple[Check, ...]:
@@ -58,7 +58,8 @@ def _mean(suite: str, records: list[WorldRecord], missing: list[str], settings: 
         return held("suites", suite, f"was not played in {', '.join(missing)}", bound=-margin, unit=POINTS)
     gain = gain_of(records, settings.level)
     outcome = against(estimate(gain), -margin, lambda: estimate(gain_of(records, settings.level / suites)))
-    reason = f"{counted(gain)} of {len(records)} worlds: {SAID[outcome]} more than {margin:g} points"
+    reason = f"{counted(gain)} of {len(records)} worlds: {LOSS[outcome]} more than {margin:g} points"
+    reason += shared(outcome, estimate(gain), -margin, suites)
     if missing:
         outcome = "hold" if outcome == "promote" else outcome
         reason += f"; was not played in {', '.join(missing)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rl_finetune.config.gates import TasksSection
 from rl_finetune.promotion.gates.base import (
+    LOSS,
     POINTS,
     against,
     check_known,
@@ -11,11 +12,10 @@ from rl_finetune.promotion.gates.base import (
     estimate,
     gain_of,
     held,
+    shared,
     unperturbed,
 )  # fmt: skip
 from rl_finetune.promotion.records import Check, Evidence, WorldRecord
-
-SAID = {"promote": "shown not to lose", "hold": "not shown not to lose", "reject": "shown to lose"}
 
 
 def tasks_gate(evidence: Evidence, settings: TasksSection) -> tuple[Check, ...]:
@@ -39,5 +39,6 @@ def tasks_gate(evidence: Evidence, settings: TasksSection) -> tuple[Check, ...]:
 def _check(record: WorldRecord, settings: TasksSection, worlds: int) -> Check:
     margin, gain = settings.margins.get(record.world, settings.margin), gain_of([record], settings.level)
     outcome = against(estimate(gain), -margin, lambda: estimate(gain_of([record], settings.level / worlds)))
-    reason = f"{counted(gain)}: {SAID[outcome]} more than {margin:g} points"
+    reason = f"{counted(gain)}: {LOSS[outcome]} more than {margin:g} points"
+    reason += shared(outcome, estimate(gain), -margin, worlds)
     return Check("tasks", record.world, outcome, gain.points, gain.interval, -margin, POINTS, reason)

@@ -6,7 +6,7 @@ from rl_finetune.config.gates import GatesSection
 from rl_finetune.promotion.gates import GATES
 from rl_finetune.promotion.gates.base import passed
 from rl_finetune.promotion.gates.plan import check_sound, plan_checks
-from rl_finetune.promotion.records import Check, Evidence, Outcome, Verdict
+from rl_finetune.promotion.records import OFF, Check, Evidence, Outcome, Verdict
 
 WORST_FIRST: tuple[Outcome, ...] = ("reject", "hold", "promote")
 
@@ -26,6 +26,6 @@ def judge(evidence: Evidence, settings: GatesSection) -> Verdict:
         if section.on:
             checks += gate(evidence, section)
         else:
-            checks.append(passed(name, "off", f"not asked: gates.{name}.on is false"))
+            checks.append(passed(name, OFF, f"not asked: gates.{name}.on is false"))
     outcomes = {check.outcome for check in checks}
     return Verdict(next(outcome for outcome in WORST_FIRST if outcome in outcomes), tuple(checks))

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 
 from rl_finetune.config.gates import WorstSection
 from rl_finetune.metrics.intervals import mean_over, wilson
-from rl_finetune.promotion.gates.base import POINTS, against, held, spoken, unperturbed
+from rl_finetune.promotion.gates.base import POINTS, against, held, shared, spoken, unperturbed
 from rl_finetune.promotion.records import Check, Evidence, WorldRecord
 from rl_finetune.promotion.statistics import Estimate, correlation_of, difference, least, z_of
 
 SAID = {"promote": "shown to be above", "hold": "not shown to be above", "reject": "shown to be below"}
 WHO = ("candidate", "incumbent")
+CHECKS = 4
+"""Of this gate: each could reject."""
 Groups = dict[str, list[WorldRecord]]
 """Task or robot tag -> its records."""
 
@@ -23,6 +25,7 @@ def worst_gate(evidence: Evidence, settings: WorstSection) -> tuple[Check, ...]:
     `statistics.least` has limits that hold nevertheless. Where the same is worst for both, the episodes pair and their
     correlation narrows the interval of the difference. Where no task may lose more than here the gate of tasks says as
     much; this one says more where a task has a wider margin of its own: that task must not become the worst of all.
+    Passing needs all four, so levels are not shared; rejecting needs one, so there the level is divided by four.
     """
     records = unperturbed(evidence)
     if not records:
@@ -35,17 +38,24 @@ def worst_gate(evidence: Evidence, settings: WorstSection) -> tuple[Check, ...]:
 
 
 def _checks(kind: str, groups: Groups, settings: WorstSection) -> tuple[Check, Check]:
-    ours, theirs = (_worst(groups, who, settings.level) for who in WHO)
     name, old = (min(groups, key=lambda group: _success(groups[group], who, settings.level)[0]) for who in WHO)
-    pairs = [(record.candidate, record.incumbent) for record in groups[name]]
-    bar = settings.floor
-    outcome = against(ours, bar, lambda: ours)
-    floor = Check(
-        "worst", kind, outcome, ours[0], ours[1], bar, POINTS, f"{name}: {spoken(ours)}: {SAID[outcome]} {bar:g} points"
+    correlation = correlation_of([(r.candidate, r.incumbent) for r in groups[name]]) if name == old else 0.0
+
+    def gap_at(level: float) -> Estimate:
+        mine, other = (_worst(groups, who, level) for who in WHO)
+        return difference(mine, other, correlation)
+
+    ours, theirs = (_worst(groups, who, settings.level) for who in WHO)
+    few, bar = settings.level / CHECKS, settings.floor
+    outcome = against(ours, bar, lambda: _worst(groups, "candidate", few))
+    reason = f"{name}: {spoken(ours)}: {SAID[outcome]} {bar:g} points{shared(outcome, ours, bar, CHECKS)}"
+    floor = Check("worst", kind, outcome, ours[0], ours[1], bar, POINTS, reason)
+    gap, bar = gap_at(settings.level), -settings.margin
+    outcome = against(gap, bar, lambda: gap_at(few))
+    reason = (
+        f"{spoken(ours)}, the incumbent's worst {spoken(theirs)}: {gap[0]:+.1f} {SAID[outcome]} {bar:g} points"
+        f"{shared(outcome, gap, bar, CHECKS)}"
     )
-    gap, bar = difference(ours, theirs, correlation_of(pairs) if name == old else 0.0), -settings.margin
-    outcome = against(gap, bar, lambda: gap)
-    reason = f"{spoken(ours)}, the incumbent's worst {spoken(theirs)}: {gap[0]:+.1f} {SAID[outcome]} {bar:g} points"
     return floor, Check("worst", f"{kind}_against_incumbent", outcome, gap[0], gap[1], bar, POINTS, reason)
 
 

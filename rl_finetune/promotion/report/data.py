@@ -76,10 +76,10 @@ class TrialArm:
 
 @dataclass(frozen=True, slots=True)
 class EvidencePoint:
-    """The sequential test after one trial or pair of trials."""
+    """The sequential test after a pair of trials."""
 
-    trial: int
-    """How many have been taken."""
+    pair: int
+    """Its number, from 1."""
     value: float
     """The test's statistic; what is positive speaks for the first arm."""
     low: float
@@ -107,15 +107,17 @@ class TrialsView:
     arms: tuple[TrialArm, ...]
     """In the order of their letters; the first one is what positive evidence speaks for."""
     evidence: tuple[EvidencePoint, ...]
-    """In the order of the trials."""
+    """In the order of the pairs; empty while blinded."""
     planned: int
-    """Trials after which the test ends at the latest, in `EvidencePoint.trial`'s count."""
+    """Pairs after which the test ends at the latest."""
     test: str = ""
     """Which test with which error rates, in words."""
     decision: str = ""
     """What it decided; empty while it goes on."""
     notes: tuple[TrialNote, ...] = ()
     """Of the operators, oldest first."""
+    taken: int = 0
+    """Pairs that are complete."""
 
     @property
     def blinded(self) -> bool:

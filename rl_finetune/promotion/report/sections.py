@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from rl_finetune.metrics.report_data import Clip
 from rl_finetune.metrics.strip import Strip, film
-from rl_finetune.promotion.records import NONE, Check, MotionAudit, Outcome, ParityRecord, Verdict
+from rl_finetune.promotion.records import NONE, OFF, Check, MotionAudit, Outcome, ParityRecord, Verdict
 from rl_finetune.promotion.report.charts import GainRow, RateRow, UseRow, gain_rows, outcome_rows, rate_rows, use_rows
 from rl_finetune.promotion.report.data import ActionTrace, CandidateReport, EpisodeClips
 from rl_finetune.promotion.report.motion import Use, uses
@@ -36,6 +36,11 @@ class Gate:
     def outcome(self) -> Outcome:
         """The worst of its checks'."""
         return max((check.outcome for check in self.checks), key=("promote", "hold", "reject").index)
+
+    @property
+    def off(self) -> bool:
+        """Whether it was not asked."""
+        return all(check.name == OFF for check in self.checks)
 
     @property
     def passed(self) -> int:

@@ -34,9 +34,9 @@ class Latency:
     record: LatencyRecord
     """Where it comes from; has at least one call."""
     p50: float
-    """Median in seconds, linear between calls."""
+    """Median in seconds: an order statistic, as the gate has it."""
     p99: float
-    """99th percentile in seconds."""
+    """99th percentile in seconds, likewise."""
     late: int
     """Calls that took longer than one control step."""
 
@@ -45,7 +45,7 @@ def latency(record: LatencyRecord) -> Latency | None:
     """None where no call was timed."""
     if not record.seconds:
         return None
-    p50, p99 = np.percentile(np.asarray(record.seconds), (50, 99)).tolist()
+    p50, p99 = np.percentile(np.asarray(record.seconds), (50, 99), method="inverted_cdf").tolist()
     return Latency(record, p50, p99, sum(one > record.control_period for one in record.seconds))
 
 
@@ -177,22 +177,23 @@ def evidence_chart(trials: TrialsView) -> str:
     """The test's statistic against its two boundaries; it stops where it leaves the band."""
     points = [point for point in trials.evidence if math.isfinite(point.value)]
     if not points:
-        return '<p class="nothing">no trials yet</p>'
-    value, time = _evidence_axis(points), Axis((0.0, float(max(trials.planned, points[-1].trial, 1))))
+        said = f"{trials.taken} of at most {trials.planned} pairs are complete"
+        return f'<p class="nothing">{said}; who did better is shown once the letters are opened</p>'
+    value, time = _evidence_axis(points), Axis((0.0, float(max(trials.planned, points[-1].pair, 1))))
     bottom = _CURVE + 14.0
 
-    def at(trial: float, height: float) -> tuple[float, float]:
-        return time(trial), bottom - value(height) / 100 * _CURVE
+    def at(pair: float, height: float) -> tuple[float, float]:
+        return time(pair), bottom - value(height) / 100 * _CURVE
 
     parts = [stretched(bottom, _evidence_paths(points, at))]
     for tick in value.ticks:
         y = at(0, tick)[1]
         parts += [line("zero" if tick == 0 else "grid", (0, 100), (y, y)), text(0, y - 3, tick_label(tick))]
     for point in points:
-        parts.append(group("evidence", _evidence_tip(point), [dot("mark", *at(point.trial, point.value), radius=2.5)]))
-    parts += [text(0, bottom + 16, "0"), text(100, bottom + 16, f"{time.ticks[-1]:g} trials at most", "end")]
+        parts.append(group("evidence", _evidence_tip(point), [dot("mark", *at(point.pair, point.value), radius=2.5)]))
+    parts += [text(0, bottom + 16, "0"), text(100, bottom + 16, f"{time.ticks[-1]:g} pairs at most", "end")]
     last = points[-1]
-    label = f"Evidence after {last.trial} trials: {_evidence_tip(last)}. {trials.decision or 'No decision yet.'}"
+    label = f"Evidence {_evidence_tip(last)}. {trials.decision or 'No decision yet.'}"
     return picture(bottom + 22, label, parts)
 
 
@@ -205,9 +206,9 @@ def _evidence_paths(
     points: Sequence[EvidencePoint], at: Callable[[float, float], tuple[float, float]]
 ) -> list[tuple[str, list[str]]]:
     """The band in which the test goes on, its two edges, and the statistic."""
-    upper = [at(p.trial, p.high) for p in points if math.isfinite(p.high)]
-    lower = [at(p.trial, p.low) for p in points if math.isfinite(p.low)]
-    curve = [at(p.trial, p.value) for p in points]
+    upper = [at(p.pair, p.high) for p in points if math.isfinite(p.high)]
+    lower = [at(p.pair, p.low) for p in points if math.isfinite(p.low)]
+    curve = [at(p.pair, p.value) for p in points]
     band = [f"{_path([*upper, *reversed(lower)])}z"] if upper and lower else []
     edges = [_path(edge) for edge in (upper, lower) if edge]
     return [("band", band), ("edge", edges), ("line", [_path(curve)])]
@@ -219,6 +220,6 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
 
 def _evidence_tip(point: EvidencePoint) -> str:
     return (
-        f"after trial {point.trial}: {tick_label(point.value, 3)}, "
+        f"after pair {point.pair}: {tick_label(point.value, 3)}, "
         f"stops at {tick_label(point.low, 3)} and {tick_label(point.high, 3)}"
     )

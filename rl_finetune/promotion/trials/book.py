@@ -133,7 +133,7 @@ class Book:
 
         Raises:
             UserError: it is not this trial's turn, it has a result, the letter or outcome is unknown, there is enough
-                evidence or a decision; nothing is written then.
+                evidence or a decision, the film is not there; nothing is written then.
         """
         with self._locked():
             history = self._history()
@@ -310,11 +310,15 @@ def _undecided(history: History) -> None:
 
 
 def _digest(clip: str) -> str | None:
-    """SHA-256 of a film that is there now, so that it cannot be exchanged later."""
-    if not clip or not Path(clip).is_file():
+    """SHA-256 of a film, so that it cannot be exchanged later."""
+    if not clip:
         return None
-    with Path(clip).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    try:
+        with Path(clip).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError("the film is not there", got=f"{clip}: {error.strerror}", expected="a file, whose hash is kept",
+                        do="correct its path, or leave it out") from error  # fmt: skip
 
 
 def _nothing(folder: Path) -> UserError:

@@ -102,12 +102,14 @@ def decide(history: History, letters: Letters, by: str, note: str) -> Decision:
     pairs = pairs[: tally.pairs]
     tasks = _tasks(history, pairs)
     outcome = _outcome(call, tasks)
-    strict = plan.design.read(_differences(history.pairs(letters, aborts_fail=True)))[1]
+    harsh = history.pairs(letters, aborts_fail=True)
+    strictly, strict = plan.design.read(_differences(harsh))
+    if_aborts_failed = _outcome(strict, _tasks(history, harsh[: strictly.pairs]))
     return Decision(
         candidate=plan.candidate, incumbent=plan.incumbent, outcome=outcome, call=call, tally=tally, tasks=tasks,
         reason=_reason(call, tally, plan.design.gain, tasks), interval=interval(tally, plan.design.alpha),
         sides=_sides(history, letters, pairs), corrections=history.corrections,
-        if_aborts_failed=_outcome(strict, tasks), alpha=plan.design.alpha, beta=plan.design.beta,
+        if_aborts_failed=if_aborts_failed, alpha=plan.design.alpha, beta=plan.design.beta,
         gain=plan.design.gain, planned=plan.design.pairs, commitment=plan.commitment, letters=letters,
         count=history.count, head=history.head, by=by, note=note,
     )  # fmt: skip

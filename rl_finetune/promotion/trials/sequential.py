@@ -13,8 +13,11 @@ A pair is won (only the candidate succeeds), lost (only the incumbent does) or t
   that is better by `gain` or more meets this with chance beta / 2 at most.
 - `unreachable`: not even winning all remaining pairs would lead to `better` (nor losing them to `worse`, if wanted).
 
-Neither bar knows anything of success rates, tasks or time, so that both hold when those change from pair to pair, when
-pairs are correlated, and whenever somebody stops early (which promotes nobody).
+Neither bar knows anything of success rates, tasks or time. Both hold as long as, whatever came before, a decisive pair
+is won with chance 1/2 at most: success may change from pair to pair, pairs may be correlated, and whoever stops early
+promotes nobody. A candidate that is better in one task, as much worse in another and so not better on the mean is not
+covered by that argument, nor are blocks of letters where whoever plays second does better. There the blocks balance
+what a fair coin would leave to chance, and simulation finds fewer errors, not more (`benchmarks/bench_trials.py`).
 """
 
 from __future__ import annotations
