@@ -14,6 +14,7 @@ from rl_finetune.promotion.registry.manifest import read_small
 
 Kind = Literal["verdict", "decision"]
 SCHEMA = 1
+NOTHING: Mapping[str, Json] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,15 @@ class Grounds:
     """Everything it rests on: every check of the gates, or the trials' counts and the head of their book."""
 
     @classmethod
-    def of_verdict(cls, verdict: Verdict, candidate: PolicyName, incumbent: PolicyName) -> Grounds:
-        """Of the gates, with every check."""
+    def of_verdict(
+        cls, verdict: Verdict, candidate: PolicyName, incumbent: PolicyName, rests_on: Mapping[str, Json] = NOTHING
+    ) -> Grounds:
+        """Of the gates, with every check, and what these were asked of: digest of the evidence, the gates' settings."""
         objections = "; ".join(check.reason for check in verdict.objections)
         reason = objections or f"no objection in {len(verdict.checks)} checks"
+        reason += f"; not asked: {', '.join(verdict.off)}" if verdict.off else ""
         checks = cast(Json, [asdict(check) for check in verdict.checks])
-        return cls("verdict", candidate, incumbent, verdict.outcome, reason, {"checks": checks})
+        return cls("verdict", candidate, incumbent, verdict.outcome, reason, {**rests_on, "checks": checks})
 
     @property
     def data(self) -> bytes:
