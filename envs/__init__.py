@@ -48,7 +48,7 @@ REGISTRY[isaac.NAME] = Entry(isaac.IsaacOptions, isaac.spec, isaac.build)
 """Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
-def make(name: str, num_envs: int, *, workers: int = 0, patience: float = PATIENCE, **options: Any) -> VectorEnv:
+def make(name: str, num_envs: int, /, *, workers: int = 0, patience: float = PATIENCE, **options: Any) -> VectorEnv:
     """Build `num_envs` environments of the registered `name`.
 
     Args:
@@ -77,7 +77,7 @@ def make(name: str, num_envs: int, *, workers: int = 0, patience: float = PATIEN
     return entry.build(num_envs, chosen)
 
 
-def spec(name: str, **options: Any) -> EnvSpec:
+def spec(name: str, /, **options: Any) -> EnvSpec:
     """What `make(name, ..., **options)` would promise; imports no simulator. Raises like `make`."""
     entry = _entry(name)
     return entry.describe(_options(name, entry, options))

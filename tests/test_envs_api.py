@@ -94,6 +94,7 @@ def test_wrong_shapes_and_order_are_refused(single: VectorEnv) -> None:
         (lambda: envs.spec("widowx_reach", image_size=65), r"got 65; expected one of \(64, 96, 128, 224\)"),
         (lambda: envs.spec("widowx_reach", tolerance=0.2), "got 0.2"),
         (lambda: envs.make("widowx_reach", 0), "num_envs=0"),
+        (lambda: envs.make("widowx_reach", 1, num_envs=3), "unknown option of widowx_reach: got 'num_envs'"),
         (lambda: envs.make("widowx_reach", 2, workers=3), "workers=3"),
         (lambda: envs.make("widowx_reach", 2, workers=2, patience=0), "patience=0"),
     ],
