@@ -62,14 +62,16 @@ def measured_with(player: Seated, job: TrainConfig) -> tuple[TrainConfig, Calibr
     ids, law, steps = np.arange(player.env.num_envs), job.exploration, job.rollout.denoising_steps
     keys = SeedKeys(job.run.seed, ids, np.zeros_like(ids), job.objective.group_size)
     seen = player.policy.look(player.env.reset(keys))
+    correlation = law.correlation.get(player.body.tag, 0.0)
     if law.law == "calibrated":
         found = calibrate(
             player.policy, seen, keys, player.body, num_steps=steps, executed_std=law.executed_std,
-            max_level=law.max_level,
+            max_level=law.max_level, temperature=law.temperature, correlation=correlation,
         )  # fmt: skip
     else:
         levels = tuple(law.levels or [law.noise_level] * steps)
-        reached = contributions(player.policy, seen, keys, player.body, FlowSDE(steps, levels=levels))
+        like = FlowSDE(steps, levels=levels, temperature=law.temperature, correlation=correlation)
+        reached = contributions(player.policy, seen, keys, player.body, like)
         odds = reached / reached.sum()
         overall = float(np.sqrt((odds * reached**2).sum()))
         found = Calibration(levels, tuple(odds.tolist()), tuple(reached.tolist()), overall)

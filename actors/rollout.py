@@ -99,7 +99,7 @@ def executed_std(
     """
     n = min(NOISE_SAMPLE, len(keys))
     alone = policy.act(
-        seen.rows(torch.arange(n)), keys.rows(slice(0, n)), np.zeros(n, np.int64), body, 1.0, law.num_steps
+        seen.rows(torch.arange(n)), keys.rows(slice(0, n)), np.zeros(n, np.int64), body, law.temperature, law.num_steps
     )
     return distance(chunk.actions[:n], alone.actions, body)
 

@@ -237,6 +237,15 @@ def test_a_guided_policy_keeps_what_advice_makes_of_each_observation() -> None:
     assert made.executed_std == pytest.approx(0, abs=1e-7)
 
 
+def test_what_exploration_adds_is_not_what_the_temperature_takes_away(policy: QwenVLAPolicy) -> None:
+    with envs.make("widowx_reach", 2) as env:
+        made = collect(
+            policy, env, episode_keys(2), chunks=1, body=WIDOWX, law=ODE(4, temperature=0.4), cache_contexts=True,
+            policy_version=0,
+        )  # fmt: skip
+    assert made.executed_std == pytest.approx(0, abs=1e-7)
+
+
 # ---- a scripted world, in which every observation can be recognised
 
 Ends = Sequence[str]

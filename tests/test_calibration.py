@@ -24,7 +24,7 @@ from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.calibration import Calibration, calibrate, contributions, distance, plan
 from rl_finetune.policy.config import WIDOWX
-from rl_finetune.policy.laws import ODE, FlowNoise, FlowSDE, Law, law_of
+from rl_finetune.policy.laws import ODE, FlowNoise, FlowSDE, Law, law_for, law_of
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.sampler import draw_noise
 from rl_finetune.types import SeedKeys
@@ -259,6 +259,20 @@ def test_measuring_is_on_the_first_observations_of_training(calibrated: tuple) -
         seen = policy.look(env.reset(keys))
     again = contributions(policy, seen, keys, WIDOWX, law_of(made))
     np.testing.assert_allclose(again, found.contribution, rtol=1e-4)
+
+
+def test_measuring_is_at_the_temperature_and_correlation_of_training() -> None:
+    made, found, policy = settled(
+        job(law="calibrated", executed_std=0.03, temperature=0.3, correlation={"widowx": 0.9}, scale={"gr1": 2.0})
+    )
+    keys = SeedKeys(made.run.seed, np.arange(6), np.zeros(6, np.int64))
+    with envs.make("widowx_reach", 6) as env, torch.no_grad():
+        seen = policy.look(env.reset(keys))
+    acted = law_for("widowx", law_of(made), made.exploration)
+    assert isinstance(acted, FlowSDE) and (acted.temperature, acted.correlation) == (0.3, 0.9)
+    np.testing.assert_allclose(contributions(policy, seen, keys, WIDOWX, acted), found.contribution, rtol=1e-4)
+    plain = contributions(policy, seen, keys, WIDOWX, FlowSDE(3, levels=found.levels))
+    assert np.abs(plain / np.array(found.contribution) - 1).max() > 0.01
 
 
 def test_a_law_that_nobody_measured_is_no_law() -> None:

@@ -81,19 +81,23 @@ def calibrate(
     num_steps: int,
     executed_std: float,
     max_level: float,
+    temperature: float = 1.0,
+    correlation: float = 0.0,
 ) -> Calibration:
-    """Levels and odds with which Flow-SDE adds `executed_std` to executed actions.
+    """Levels and odds with which Flow-SDE adds `executed_std` to executed actions, at the temperature and with the
+    correlation that it will be used with.
 
     Raises:
         UserError: no bounded level gets there.
     """
+    base = FlowSDE(num_steps, temperature=temperature, correlation=correlation)
     levels = (min(START_LEVEL, max_level),) * num_steps
     for _ in range(ROUNDS):
-        reached = contributions(policy, seen, keys, body, FlowSDE(num_steps, levels=levels))
+        reached = contributions(policy, seen, keys, body, replace(base, levels=levels))
         wanted, odds = plan(reached / np.array(levels), executed_std, max_level)
         moved = np.array(levels) * (np.array(wanted) / np.array(levels)) ** DAMPING
         levels = tuple(float(a) for a in np.minimum(moved, max_level))
-    reached = contributions(policy, seen, keys, body, FlowSDE(num_steps, levels=levels))
+    reached = contributions(policy, seen, keys, body, replace(base, levels=levels))
     overall = float(np.sqrt((np.array(odds) * reached**2).sum()))
     return Calibration(levels, odds, tuple(float(c) for c in reached), overall)
 
