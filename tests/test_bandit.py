@@ -241,8 +241,7 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
     return ROUNDS
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "seed"), zip(TASKS, (0, 1), strict=True))
 @pytest.mark.parametrize(("name", "law"), [(name, law) for name, setup in SETUPS.items() for law in setup.laws])
 def test_objective_repairs_a_broken_policy(name: str, law: str, task: str, seed: int) -> None:
     setup, policy = SETUPS[name], deepcopy(broken(task, seed))

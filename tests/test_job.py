@@ -8,17 +8,17 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from subprocess import CompletedProcess
+from typing import Any
 
 import pytest
 from builders import tiny_policy
 from jobs import Job, numbers, rows, run
 from safetensors.numpy import load_file
 
+from rl_finetune.cli import main
 from rl_finetune.policy.normalisation import Quantiles
 
 ITERATIONS, EPISODES = 5, 24
@@ -289,44 +289,33 @@ CASES: dict[str, Callable[[Path, Path, Path], Bad]] = {
 }
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """What came of a `Bad` command."""
-
-    bad: Bad
-    done: CompletedProcess[str]
-    before: dict[Path, bytes]
-    after: dict[Path, bytes]
-
-
-@pytest.fixture(scope="session")
-def refusals(policy: Path, straight: Job, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refusal]:
-    """All of them, two at a time: each spends seconds on importing."""
-
-    def attempt(name: str) -> Refusal:
-        home = tmp_path_factory.mktemp(name.replace(" ", "-"), numbered=False)
-        bad = CASES[name](home, policy, straight.folder)
-        words = bad.words
-        if "--resume" not in words:
-            words = ["--config", "smoke", f"policy.path={policy}", f"run.folder={home}/run", *words]
-        with _locked(bad.held):
-            before = _contents(home)
-            done = run("train", *words, cwd=home, **bad.variables)
-            return Refusal(replace(bad, words=words), done, before, _contents(home))
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(CASES, pool.map(attempt, CASES), strict=True))
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_bad_input_is_one_line_and_changes_nothing(refusals: dict[str, Refusal], name: str) -> None:
-    refusal = refusals[name]
-    error = refusal.done.stderr
-    assert refusal.done.returncode == 2, error
+def test_bad_input_is_one_line_and_changes_nothing(
+    name: str, policy: Path, straight: Job, tmp_path: Path, capfd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = CASES[name](tmp_path, policy, straight.folder)
+    words = ["train", *bad.words]
+    if "--resume" not in words:
+        words = ["train", "--config", "smoke", f"policy.path={policy}", f"run.folder={tmp_path}/run", *bad.words]
+    monkeypatch.chdir(tmp_path)
+    with _locked(bad.held):
+        before = _contents(tmp_path)
+        code, output, error = _said(words, bad.variables, capfd)
+        assert _contents(tmp_path) == before
+    assert code == 2, error
     assert error.startswith("error: ") and error.count("\n") == 1, error
-    assert refusal.bad.says in error and "; expected " in error, error
-    assert refusal.done.stdout == ""
-    assert refusal.after == refusal.before
+    assert bad.says in error and "; expected " in error, error
+    assert output == ""
+
+
+def _said(words: list[str], variables: dict[str, str], capfd: Any) -> tuple[int, str, str]:
+    """Exit code, output and errors of `rl-finetune WORDS`: in this process, but for what one reads at its start."""
+    if variables:
+        done = run(*words, cwd=Path.cwd(), **variables)
+        return done.returncode, done.stdout, done.stderr
+    capfd.readouterr()
+    code = main(words)
+    return code, *capfd.readouterr()
 
 
 def test_wandb_without_a_key_leaves_a_folder_that_can_be_used(policy: Path, tmp_path: Path) -> None:

@@ -75,31 +75,32 @@ def test_stored_rounds_are_learned_from_offline(recap: Job, start: Start) -> Non
     assert mine[0]["terms/flow_loss"] == theirs[0]["terms/flow_loss"]
 
 
-def test_rounds_played_ahead_are_stale_by_the_lag_and_the_law_is_measured(start: Start) -> None:
+@pytest.fixture(scope="module")
+def ahead(start: Start) -> Job:
+    """Two worlds, their rounds played up to two ahead and stored, under a law that is measured first."""
+    mix = "env.mix=[{name: widowx_reach, options: {tolerance: 0.044}}, {name: widowx_reach, share: 3, chunks: 4}]"
     words = ("objective.name=decoupled_ppo", "rollout.lag=2", "critic.kind=privileged", "optimizer.actor_lr=0.002")
     law = ("exploration.law=calibrated", "exploration.sde_step=null", "exploration.executed_std=0.01")
-    job = start("ahead", *words, *law)
-    found = rows(job.folder)
+    return start("ahead", mix, *words, *law, "rollout.store=true")
+
+
+def test_rounds_played_ahead_are_stale_by_the_lag_and_the_law_is_measured(ahead: Job) -> None:
+    found = rows(ahead.folder)
     assert [row["staleness"] for row in found] == [0, 1, 2, 2]
     assert all(row["first_ratio_error"] < 1e-4 for row in found), "the clip is around the weights at the update's start"
     assert [row["terms/stale_weight"] == pytest.approx(1, abs=1e-4) for row in found] == [True, False, False, False]
-    assert (job.folder / "evaluation.json").exists()
-    settled = load(TrainConfig, job.folder / "config.yaml").exploration
+    settled = load(TrainConfig, ahead.folder / "config.yaml").exploration
     assert settled.levels is not None and isinstance(settled.odds, list)
     assert found[0]["executed_std"] == pytest.approx(0.01, rel=0.5)
-    assert "measured exploration: executed std 0.0" in job.log()
+    assert "measured exploration: executed std 0.0" in ahead.log()
 
 
-def test_worlds_are_played_side_by_side_ahead_and_stored(start: Start) -> None:
-    mix = "env.mix=[{name: widowx_reach, options: {tolerance: 0.044}}, {name: widowx_reach, share: 3, chunks: 4}]"
-    job = start("mix", mix, "rollout.lag=1", "objective.name=decoupled_ppo", "rollout.store=true")
-    found = rows(job.folder)
+def test_worlds_are_played_side_by_side_and_stored(ahead: Job) -> None:
     worlds = ["world/widowx_reach", "world/widowx_reach#2"]
-    assert [[row[f"{world}/transitions"] for world in worlds] for row in found] == [[2 * 2, 6 * 4]] * 4
-    assert [row["staleness"] for row in found] == [0, 1, 1, 1]
-    stored = load_round(job.folder / "rollouts" / "000002.safetensors")
+    assert [[row[f"{world}/transitions"] for world in worlds] for row in rows(ahead.folder)] == [[2 * 2, 6 * 4]] * 4
+    stored = load_round(ahead.folder / "rollouts" / "000002.safetensors")
     assert [t.world for t in stored] == ["widowx_reach", "widowx_reach#2"]
     assert [t.keys.env.tolist() for t in stored] == [[0, 1], [2, 3, 4, 5, 6, 7]]
-    judged = json.loads((job.folder / "evaluation.json").read_text())
+    judged = json.loads((ahead.folder / "evaluation.json").read_text())
     assert [world["episodes"] for world in judged["worlds"].values()] == [8, 8] and judged["episodes"] == 16
-    assert "widowx_reach + widowx_reach#2, seed 0" in job.log() and "mean of 2 worlds" in job.log()
+    assert "widowx_reach + widowx_reach#2, seed 0" in ahead.log() and "mean of 2 worlds" in ahead.log()
