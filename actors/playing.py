@@ -59,7 +59,9 @@ def evaluate(
     import ray
 
     episodes = np.array_split(np.arange(evaluation.episodes), players)
-    remote = _remote(policy, shares(worlds, players), evaluation, players, gpus)
+    # No more environments than episodes: among copies of one, `shuffle` would hand it its own picture.
+    held = [replace(w, env_ids=w.env_ids[: max(1, len(episodes[-1]))]) for w in shares(worlds, players)]
+    remote = _remote(policy, held, evaluation, players, gpus)
     asked = {
         world.label: [
             player.play.remote(number, part, shuffle, told(world.label))

@@ -211,6 +211,7 @@ def test_a_bad_setting_of_an_objective_is_told_in_that_objectives_terms(override
         ("regularisers.kl", "0.1; expected 0", ["objective.name=fpo", "regularisers.kl=0.1"]),
         ("objective.replay", "2; expected 1", ["objective.replay=2"]),
         ("rollout.source", "runs/a; expected null", ["rollout.source=runs/a"]),
+        ("run.seed", "7; expected another than evaluation.seed", ["run.seed=7", "evaluation.seed=7"]),
         ("lora.parts", "['backbone', 'decoder']", ["objective.name=recap", "lora.parts=[backbone, decoder]"]),
     ],
 )  # fmt: skip

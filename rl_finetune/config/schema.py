@@ -202,7 +202,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> TrainConfig:
-        actors, learners = self.rollout.num_actors, self.learner.num_learners
+        actors, learners, seed = self.rollout.num_actors, self.learner.num_learners, self.evaluation.seed
+        require(self.run.seed != seed, "run.seed", seed, "another than evaluation.seed: held-out episodes are not seen")
         check_worlds(self.env, actors, self.objective.group_size)
         worlds, minibatch = self.env.worlds(self.objective.group_size), self.objective.minibatch
         batch = sum(world.num_envs * (world.chunks or self.rollout.chunks) for world in worlds)
@@ -274,6 +275,9 @@ class EvaluateConfig(Section):
             check_worlds(self.env, self.num_actors, by="num_actors")
         for label in self.prompt_as if isinstance(self.prompt_as, dict) else ():
             require(label in labels, "prompt_as", label, f"worlds among {labels}")
+        least = min(self.evaluation.episodes, *(world.num_envs for world in self.env.worlds())) // self.num_actors
+        company = f"none with {least} at a time in each of {self.num_actors} processes: others' takes two"
+        require(self.shuffle == "none" or least > 1, "shuffle", self.shuffle, company)
         return self
 
     def told(self, label: str) -> str | None:
@@ -331,3 +335,9 @@ class SFTConfig(Section):
     """Skip stages whose checkpoint is already in the folder."""
     evaluation: EvaluationSection = EvaluationSection()
     """Success of the result."""
+
+    @model_validator(mode="after")
+    def _held_out(self) -> SFTConfig:
+        seed = self.evaluation.seed
+        require(self.seed != seed, "seed", seed, "another than evaluation.seed: held-out episodes are not seen")
+        return self
