@@ -38,12 +38,17 @@ class EpisodeResults:
 
 
 def together(parts: Sequence[EpisodeResults]) -> EpisodeResults:
-    """Episodes of one world, part after part."""
+    """Episodes of one world, part after part; a part in which every world broke down at once reports nothing."""
+    names = dict.fromkeys(name for p in parts for name in p.measures)
+    unknown = [np.full(len(p.success), np.nan, np.float32) for p in parts]
     return EpisodeResults(
         np.concatenate([p.success for p in parts]),
         np.concatenate([p.steps for p in parts]),
         tuple(failure for p in parts for failure in p.failures),
-        {name: np.concatenate([p.measures[name] for p in parts]) for name in parts[0].measures},
+        {
+            name: np.concatenate([p.measures.get(name, blank) for p, blank in zip(parts, unknown, strict=True)])
+            for name in names
+        },
     )
 
 

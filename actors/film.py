@@ -49,6 +49,7 @@ def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temp
         success |= outcome.success & running
         running &= ~(outcome.terminated | outcome.truncated)
         chunk, observation = chunk + 1, outcome.observation
+    env.filming = False
     return [
         Film(np.concatenate(parts), text, bool(done), int(number), env.spec.name)
         for parts, text, done, number in zip(frames, instructions, success, keys.env, strict=True)

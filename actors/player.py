@@ -94,7 +94,13 @@ class Player:
 
     def film(self, world: int, episodes: IntArray) -> list[Film]:
         """The same held-out episodes, frame by frame."""
-        played = self.seats[world].world
+        played, env = self.seats[world].world, self.seats[world].env
+        if not env.keyed:  # nor may it be had twice: a GPU holds one Isaac
+            rounds = [
+                film_episodes(self.policy, env, keys, temperature=self.settings.temperature)
+                for keys in self._rounds(env, episodes)
+            ]
+            return [replace(film, world=played.label) for films in rounds for film in films][: len(episodes)]
         with envs.make(played.name, len(episodes), **played.options) as env:
             films = film_episodes(self.policy, env, self._keys(episodes), temperature=self.settings.temperature)
         return [replace(film, world=played.label) for film in films]

@@ -11,17 +11,20 @@ import torch
 from builders import episode_keys, tiny_policy
 
 import envs
-from actors.evaluator import Shuffle, _shuffled, run_episodes
+from actors.evaluator import EpisodeResults, Shuffle, _shuffled, run_episodes, together
 from actors.film import film_episodes
-from actors.player import _made
+from actors.player import Player, Seat, _made
 from actors.rollout import collect
 from envs.base import VectorEnv
 from envs.process import ProcessEnv
 from learners.advantages import score
 from learners.objectives import OBJECTIVES
 from learners.update import Recipe, run_update
+from rl_finetune.config import EvaluateConfig, load
 from rl_finetune.config.objectives import PPOSection
-from rl_finetune.config.worlds import EnvSection
+from rl_finetune.config.schema import EvaluationSection
+from rl_finetune.config.worlds import EnvSection, World
+from rl_finetune.errors import UserError
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy
 from rl_finetune.policy.adapters import guide
 from rl_finetune.policy.config import WIDOWX
@@ -424,6 +427,32 @@ def test_shuffling_gives_everyone_what_is_anothers(num: int, shuffle: Shuffle) -
         again = _shuffled(plain, shuffle, seed)
         assert again.instruction == mixed.instruction and np.array_equal(again.images["ego"], mixed.images["ego"])
     assert _shuffled(plain, "none", 0) is plain
+
+
+@pytest.mark.parametrize("too_few", ["env.num_envs=3", "evaluation.episodes=3"])
+def test_shuffling_takes_two_in_every_process(too_few: str) -> None:
+    load(EvaluateConfig, "evaluate", ["shuffle=images", too_few.replace("3", "4")])
+    with pytest.raises(UserError, match="'shuffle': got images; expected none with 1 at a time in each of 2 processes"):
+        load(EvaluateConfig, "evaluate", ["shuffle=images", too_few])
+
+
+def test_episodes_of_which_nothing_is_reported_do_not_cost_what_others_report() -> None:
+    told = EpisodeResults(np.array([True]), np.array([3]), (None,), {"spl": np.array([0.5], np.float32)})
+    broken = EpisodeResults(np.array([False]), np.array([1]), (None,), {})
+    for parts, spl in (([told, broken], [0.5, np.nan]), ([broken, told], [np.nan, 0.5])):
+        np.testing.assert_array_equal(together(parts).measures["spl"], spl)
+
+
+def test_a_world_that_cannot_be_had_twice_is_filmed_where_it_is(policy: QwenVLAPolicy) -> None:
+    world, player = Script([["S"], ["", "C"]]), object.__new__(Player)
+    world.keyed = False
+    player.policy, player.settings = policy, EvaluationSection(seed=9)
+    player.seats = (Seat(World("two", "nowhere", {}, np.arange(2), None), world, WIDOWX),)
+    films = player.film(0, np.arange(5))
+    assert [(film.episode, film.success, film.world) for film in films] == [
+        (number, number % 2 == 0, "two") for number in range(5)
+    ]
+    assert not world.filming
 
 
 @pytest.fixture(scope="module")
