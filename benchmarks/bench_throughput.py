@@ -1,13 +1,13 @@
 """Environment steps per second of every simulated world, by picture size and processes.
 
-    python -m benchmarks.bench_throughput benchmarks/results/throughput.json [--seconds 3] [--envs 32]
+    python -m benchmarks.bench_throughput benchmarks/results/throughput.json [--worlds aloha_reach] [--envs 32]
 
-Two ways of drawing: `chunk`, as training does it (all views at the chunk boundary), and `step`, all views at every
-control step as well, for comparison with simulators that draw so. Rows run one after the other in processes of their
-own. Actions are small, so that episodes last.
+Two ways of drawing: `chunk`, as training does it (all views at the chunk boundary), and `step`, a picture of the first
+view at every control step as well, for comparison with simulators that draw so. Rows run one after
+the other in processes of their own. Actions are small, so that episodes last.
 
 `REFERENCE` holds what was measured on two cores of the same kind of machine before this project began, with one picture
-a step and two processes: a primitive-geom arm, and ALOHA with its mesh models (three views). The bar is to be as fast.
+a step and two processes: a primitive-geom arm, and ALOHA with its mesh models. The bar is to be as fast.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +58,12 @@ class Row:
         return REFERENCE.get((self.world, self.size)) if self.workers == 2 and self.drawing == "step" else None
 
 
-def rows() -> list[Row]:
-    """Every size for the worlds that have a reference, 64 px for all others."""
+def rows(worlds: Sequence[str]) -> list[Row]:
+    """Every size for worlds that have a reference, 64 px for all others."""
     referred = {world for world, _ in REFERENCE}
     return [
         Row(world, size, workers, drawing)
-        for world in WORLDS
+        for world in worlds
         for size in (SIZES if world in referred else SIZES[:1])
         for workers in (1, 2)
         for drawing in ("chunk", "step")
@@ -76,18 +76,21 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="JSON file to write; the table goes beside it as .md")
     parser.add_argument("--seconds", type=float, default=3.0, help="measured seconds a row (default 3)")
     parser.add_argument("--envs", type=int, default=32, help="environments in every row (default 32)")
+    parser.add_argument("--worlds", default=",".join(WORLDS), help="comma-separated; rows of others stay (default all)")
     parser.add_argument("--row", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.row:
         world, size, workers, drawing = args.row
         print(measure(Row(world, int(size), int(workers), drawing), args.envs, args.seconds))
         return
-    load, found = os.getloadavg()[0], []
-    for row in rows():
+    load, worlds = os.getloadavg()[0], args.worlds.split(",")
+    found = [row for row in _stored(args.out) if row.world not in worlds]
+    for row in rows(worlds):
         rate = _apart(row, args)
         found.append(Row(row.world, row.size, row.workers, row.drawing, rate))
         against = "" if row.reference is None else f"  {rate / row.reference:.2f} x the reference"
         print(f"{row.world:18} {row.size:4} px  {row.workers} proc  {row.drawing:5} {rate:9.0f}{against}", flush=True)
+    found.sort(key=lambda row: list(WORLDS).index(row.world))
     payload = {
         "unit": "environment steps per second", "envs": args.envs, "seconds": args.seconds,
         "machine": {"cpus": os.cpu_count(), "platform": platform.machine(), "load": load},
@@ -95,6 +98,13 @@ def main() -> None:
     }  # fmt: skip
     args.out.write_text(json.dumps(payload, indent=2) + "\n")
     args.out.with_suffix(".md").write_text(table(found))
+
+
+def _stored(file: Path) -> list[Row]:
+    """Rows of earlier calls."""
+    names = [field.name for field in fields(Row)]
+    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    return [Row(**{name: row[name] for name in names}) for row in rows]
 
 
 def table(found: list[Row]) -> str:

@@ -82,7 +82,7 @@ class CpuEngine(Engine):
 
     def draw(self, rows: IntArray, mocap: Float64, step: int | None = None) -> dict[str, ImageArray]:
         """See `Engine.draw`."""
-        size, views = self._renderer.size, self._task.views
+        size, views = self._renderer.size, self._task.views if step is None else self._task.views[:1]
         pictures = {view.tag: np.empty((len(rows), size, size, 3), np.uint8) for view in views}
         for place, row in enumerate(rows):
             self._pose(row, self._state[row] if step is None else self._states[row, step], mocap[place])

@@ -57,7 +57,7 @@ class Engine(ABC):
         Args:
             rows: which worlds.
             mocap: [n, B, 7] mocap bodies as they shall be seen.
-            step: of the last chunk, 0..H-1, for films; None draws the present states.
+            step: of the last chunk, 0..H-1, for films, which need the first view alone; None draws the present states.
         """
 
     def states(self) -> Float64 | None:

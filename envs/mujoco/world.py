@@ -115,12 +115,16 @@ class World(VectorEnv):
 
     def _film(self, motion: Motion, controls: np.ndarray, executed: IntArray) -> list[ImageArray]:
         """Pictures [F, h, w, 3] of every executed step of each world, from the first view."""
-        rows, view, films = np.arange(self.num_envs), self.task.views[0].tag, []
-        for step in range(motion.readings.shape[1]):
+        view = self.task.views[0].tag
+        films: list[list[ImageArray]] = [[] for _ in executed]
+        for step in range(int(executed.max())):
             mocap = self._mocap(controls[:, (step + 1) * self.task.substeps - 1])
             then = replace(self._now, readings=motion.readings[:, step], mocap=mocap)
-            films.append(self._engine.draw(rows, self.task.drawn(then), step)[view])
-        return [np.stack([film[env] for film in films[: executed[env]]]) for env in rows]
+            shown = np.flatnonzero(executed > step)
+            pictures = self._engine.draw(shown, self.task.drawn(then)[shown], step)[view]
+            for row, picture in zip(shown, pictures, strict=True):
+                films[row].append(picture)
+        return [np.stack(film) for film in films]
 
     def _watch(self, motion: Motion, executed: IntArray) -> list[BodyMotion]:
         if self._watcher is None:
