@@ -20,7 +20,10 @@ SMALL = (
     "objective.minibatch=16", "objective.epochs=1", "evaluation.episodes=8", "evaluation.clips=0",
     "env.options.tolerance=0.044", "rollout.num_actors=1", "learner.num_learners=1",
 )  # fmt: skip
-RECAP = ("objective.name=recap", "objective.replay=3", "objective.warmup=2")
+RECAP = (
+    "objective.name=recap", "objective.replay=3", "objective.warmup=2",
+    "exploration.law=calibrated", "exploration.sde_step=null", "exploration.executed_std=0.01",
+)  # fmt: skip
 
 Start = Callable[..., Job]
 
@@ -43,7 +46,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Start:
 
 @pytest.fixture(scope="module")
 def recap(start: Start) -> Job:
-    """Advantage-conditioned, learning from three rounds at a time."""
+    """Advantage-conditioned, learning from three rounds at a time, under a law that is measured first."""
     return start("recap", *RECAP)
 
 
@@ -52,6 +55,13 @@ def test_rounds_are_stored_and_the_policy_acts_on_advice_after_its_warm_up(recap
     assert json.loads((recap.folder / "adapter" / "guidance.json").read_text()) == {"guidance": 1.5}
     for row in rows(recap.folder):
         assert row["first_ratio_error"] is None and row["clip_fraction"] is None and row["terms/flow_loss"] > 0
+
+
+def test_the_law_is_measured_before_the_first_round(recap: Job) -> None:
+    settled = load(TrainConfig, recap.folder / "config.yaml").exploration
+    assert settled.levels is not None and isinstance(settled.odds, list)
+    assert rows(recap.folder)[0]["executed_std"] == pytest.approx(0.01, rel=0.5)
+    assert "measured exploration: executed std 0.0" in recap.log()
 
 
 def test_a_resumed_run_remembers_the_rounds_that_it_learns_from(recap: Job, tmp_path: Path) -> None:
@@ -77,22 +87,17 @@ def test_stored_rounds_are_learned_from_offline(recap: Job, start: Start) -> Non
 
 @pytest.fixture(scope="module")
 def ahead(start: Start) -> Job:
-    """Two worlds, their rounds played up to two ahead and stored, under a law that is measured first."""
+    """Two worlds, their rounds played up to two ahead and stored."""
     mix = "env.mix=[{name: widowx_reach, options: {tolerance: 0.044}}, {name: widowx_reach, share: 3, chunks: 4}]"
     words = ("objective.name=decoupled_ppo", "rollout.lag=2", "critic.kind=privileged", "optimizer.actor_lr=0.002")
-    law = ("exploration.law=calibrated", "exploration.sde_step=null", "exploration.executed_std=0.01")
-    return start("ahead", mix, *words, *law, "rollout.store=true")
+    return start("ahead", mix, *words, "rollout.store=true")
 
 
-def test_rounds_played_ahead_are_stale_by_the_lag_and_the_law_is_measured(ahead: Job) -> None:
+def test_rounds_played_ahead_are_stale_by_the_lag(ahead: Job) -> None:
     found = rows(ahead.folder)
     assert [row["staleness"] for row in found] == [0, 1, 2, 2]
     assert all(row["first_ratio_error"] < 1e-4 for row in found), "the clip is around the weights at the update's start"
     assert [row["terms/stale_weight"] == pytest.approx(1, abs=1e-4) for row in found] == [True, False, False, False]
-    settled = load(TrainConfig, ahead.folder / "config.yaml").exploration
-    assert settled.levels is not None and isinstance(settled.odds, list)
-    assert found[0]["executed_std"] == pytest.approx(0.01, rel=0.5)
-    assert "measured exploration: executed std 0.0" in ahead.log()
 
 
 def test_worlds_are_played_side_by_side_and_stored(ahead: Job) -> None:
