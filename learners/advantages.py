@@ -161,6 +161,11 @@ def _episodes(t: Trajectory) -> _Episodes:
     )
 
 
+def finished_returns(trajectory: Trajectory) -> FloatArray:
+    """[E] undiscounted returns of the episodes that ended by themselves: neither cut off by the round nor broken."""
+    return _episodes(trajectory).returns
+
+
 def credit(trajectories: list[Trajectory], objective: ObjectiveSection) -> list[ScoredTrajectory]:
     """Score a round as the objective's settings say."""
     if objective.credit == "gae":

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
+from learners.advantages import finished_returns
 from rl_finetune.checkpoint import RunState
 from rl_finetune.metrics.intervals import mean_over, wilson
 from rl_finetune.metrics.rows import IterationRow, WorldRow
@@ -135,8 +136,8 @@ def _rate(successes: tuple[bool, ...]) -> tuple[float, tuple[float, float]]:
 
 
 def _mean_return(trajectories: list[Trajectory]) -> float:
-    episodes = len(_successes(trajectories))
-    return sum(float(t.reward.sum()) for t in trajectories) / episodes if episodes else math.nan
+    returns = np.concatenate([finished_returns(t) for t in trajectories])
+    return float(returns.mean()) if returns.size else math.nan
 
 
 def _executed_std(trajectories: list[Trajectory]) -> float:
