@@ -11,7 +11,7 @@ from math import pi, sqrt
 import numpy as np
 
 from envs.mujoco import kinematics as kin
-from envs.mujoco.bodies.base import Body, Float64, Fragments
+from envs.mujoco.bodies.base import Float64, Fragments
 from envs.mujoco.bodies.jointed import Arm, JointedBody
 from envs.mujoco.bodies.parts import Gripper, bar, chain_xml, hand_sensors, joint_sensors, placed, servos
 from envs.mujoco.bodies.weld import Limits, WeldedArm
@@ -121,7 +121,3 @@ class FrankaJoint(JointedBody):
             defaults=DEFAULTS, assets="", tree=tree(), actuators=servos(JOINTS, STIFFNESS) + GRIPPER.actuators(""),
             equality="", sensors=hand_sensors("") + joint_sensors(JOINTS),
         )  # fmt: skip
-
-
-MODES: dict[str, type[Body]] = {"delta_ee": FrankaEE, "joint": FrankaJoint}
-"""Control mode -> body."""

@@ -89,9 +89,6 @@ def sensors_xml() -> str:
     return f'{joints}<framepos objtype="body" objname="aim"/><framexaxis objtype="body" objname="aim"/>'
 
 
-READINGS = 9
-
-
 def commanded(readings: Float64) -> Float64:
     """Commanded pose [..., 3] (x, y, heading within -pi..pi) in readings [..., >= 9]."""
     return np.concatenate([readings[..., 3:5], np.arctan2(readings[..., 7], readings[..., 6])[..., None]], -1)

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 
 from envs.base import Disturbance
-from envs.mujoco.task import Float64, Now, Path
+from envs.mujoco.task import Float64, Path
 from envs.mujoco.tasks.grasping import Hand, either
 from envs.mujoco.tasks.objects import ROOM, Objects, Scene, wrap
 from envs.mujoco.tasks.plans import Corner, Motion, play
@@ -64,10 +64,6 @@ class TwoHands(Objects):
         for row, name in enumerate(self.free):
             tops[:, COLOURS.index(name)] = scene.places[:, row] + [0.0, 0.0, self.half[row, 2]]
         return np.where(present[..., None], tops, 0.0)
-
-    def own_state(self, now: Now) -> Float64:
-        """[N, ...] in the order of `own_names`."""
-        raise NotImplementedError
 
     @abstractmethod
     def plans(self, hands: tuple[Hand, Hand], own: Float64, offset: Float64) -> tuple[list[Corner], list[Corner]]:
