@@ -209,6 +209,19 @@ def test_motion_counts_what_is_allowed_and_what_is_excused() -> None:
         judge(blind, settings(motion={"excused": {"rover": ["jerk"]}}))
 
 
+@pytest.mark.parametrize(("changed", "said"), [(0, "promote"), (1250, "promote"), (1251, "hold"), (5000, "hold")])
+def test_a_policy_that_leans_on_the_envelope_is_held_and_not_rejected(changed, said) -> None:
+    # A quarter of 5000 steps is 1250.
+    leaning = audit(guarded=True, changed=changed, interventions={"jerk": changed // 2, "velocity": changed})
+    found = evidence(motion=(leaning,))
+    assert outcomes(found)["motion:a/interventions"] == judge(found, settings()).outcome == said
+    assert f"{changed} of 5000 control steps" in reason(found, "motion:a/interventions")
+    assert f"(velocity {changed}, jerk {changed // 2})" in reason(found, "motion:a/interventions")
+    assert outcomes(found, motion={"interventions": 0.1})["motion:a/interventions"] == ("hold" if changed else said)
+    broken = evidence(motion=(dataclasses.replace(leaning, over={"jerk": 1}, jerk=(9.0, 1.0)),))
+    assert judge(broken, settings()).outcome == "reject", "an envelope that lets something through"
+
+
 def test_motion_that_nothing_limits_or_nobody_audited_is_held() -> None:
     free = evidence(limits={})
     assert reason(free, "motion:a/jerk") == "body_a has no limit of jerk, and motion.required asks for it"
@@ -221,9 +234,10 @@ def test_motion_that_nothing_limits_or_nobody_audited_is_held() -> None:
     [
         ((0.1,) * 400, "promote", "promote"),
         ((0.1,) * 367, "promote", "hold"),
-        ((0.6,) * 400, "reject", "promote"),
+        ((0.6,) * 400, "hold", "promote"),
         ((0.1,) * 396 + (0.9,) * 4, "promote", "hold"),
-        ((0.1,) * 380 + (0.9,) * 20, "promote", "reject"),
+        ((0.1,) * 380 + (0.9,) * 20, "promote", "hold"),
+        ((9.0,) * 400, "hold", "hold"),
         ((), "hold", "hold"),
     ],
 )
@@ -231,6 +245,14 @@ def test_latency(seconds, p50, p99) -> None:
     # A chunk of 10 steps of 0.1 s lasts 1 s: p50 may take 0.5 s of it, p99 0.8 s.
     found = outcomes(evidence(latency=(LatencyRecord("body_a", seconds, 0.1, 10),)))
     assert (found["latency:body_a/p50"], found["latency:body_a/p99"]) == (p50, p99)
+
+
+def test_latency_above_its_bound_is_said_of_the_hardware() -> None:
+    slow = evidence(latency=(LatencyRecord("body_a", (0.6,) * 400, 0.1, 10, "a toaster"),))
+    assert "shown to be above 500.0 ms" in reason(slow, "latency:body_a/p50")
+    assert "on a toaster; time it again on the robot's hardware" in reason(slow, "latency:body_a/p50")
+    assert "toaster" not in reason(slow, "latency:body_a/p99")
+    assert judge(slow, settings()).outcome == "hold"
 
 
 def test_latency_names_the_calls_it_needs_and_the_body_nobody_timed() -> None:
@@ -268,6 +290,7 @@ def test_parity(changes, said) -> None:
         ({"latency": (LatencyRecord("body_a", (0.1,), 0.0, 10),)}, "a duration above 0"),
         ({"motion": (audit(jerk=(math.inf, 0.0)),)}, "motion in a: got inf"),
         ({"motion": (audit(over={"jerk": 5001}),)}, "5001 of 5000"),
+        ({"motion": (audit(changed=5001),)}, "5001 of 5000"),
         ({"limits": {"body_a": Limits(velocity=(1.0,))}}, "velocity: got 1 channels; expected 2"),
         ({"parity": (ParityRecord("body_a", 32, (0.1, 0.1), (0.1,)),)}, "scale"),
     ],
@@ -299,12 +322,12 @@ def test_no_evidence_is_held_by_every_gate() -> None:
 
 
 def test_a_gate_that_is_off_is_seen_to_be_off() -> None:
-    slow = evidence(latency=(LatencyRecord("body_a", (2.0,) * 400, 0.1, 10),))
-    assert judge(slow, settings()).outcome == "reject"
-    verdict = judge(slow, settings(latency={"on": False}))
+    other = evidence(parity=(ParityRecord("body_a", 32, (1.0, 0.0), (0.1, 0.0)),))
+    assert judge(other, settings()).outcome == "reject"
+    verdict = judge(other, settings(parity={"on": False}))
     assert verdict.outcome == "promote"
-    (check,) = [check for check in verdict.checks if check.gate == "latency"]
-    assert (check.name, check.reason) == ("off", "not asked: gates.latency.on is false")
+    (check,) = [check for check in verdict.checks if check.gate == "parity"]
+    assert (check.name, check.reason) == ("off", "not asked: gates.parity.on is false")
     with pytest.raises(ValueError, match="one of them on"):
         settings(success={"on": False}, tasks={"on": False})
 

@@ -97,6 +97,10 @@ class MotionSection(GateSection):
     """Robot tag -> kinds that need not be measured there: a rover has no arm to hit itself with."""
     allowed: dict[Motion, Share] = {}
     """Kind -> share of control steps that may be beyond the limit; 0 where it is not named."""
+    interventions: Share = 0.25
+    """Share of control steps that the safety envelope may have changed. A policy that obeys limits needs it nowhere, as
+    the scripted experts do; where it has to step in for more than one step in four, in a chunk of eight for two, the
+    path on the robot is its work as much as the policy's, and nobody has trained it."""
     steps: int = Field(3000, ge=1)
     """Control steps that must have been looked at in each world. None over in n steps means, at 95 %, a share below
     3 / n, were steps independent; they are not quite."""

@@ -7,8 +7,8 @@ from rl_finetune.promotion.gates.base import check_known, embodiments, held, pas
 from rl_finetune.promotion.records import Check, Evidence, Limits, MotionAudit, Outcome
 
 UNIT = "share of control steps"
-TOLERANCE = 1e-6
-"""Relative; extremes that were kept in another precision may round beyond a limit that they touch."""
+TOLERANCE = 1e-4
+"""Relative; extremes are differences of float32 actions, and may round beyond a limit that they touch."""
 LIMITED = {
     "action": ("low", "high"), "velocity": ("velocity",), "acceleration": ("acceleration",), "jerk": ("jerk",),
     "workspace": ("workspace",),
@@ -22,6 +22,10 @@ def motion_gate(evidence: Evidence, settings: MotionSection) -> tuple[Check, ...
     What was seen is not an estimate: a step beyond a limit is unsafe however many were not, so above the allowed share
     is `reject`. `hold` where a world was not audited, a required kind was not measured or has no limit, too few steps
     were looked at for "never" to say anything, or extremes lie beyond a limit that no step was counted beyond.
+
+    Behind the safety envelope no step can be beyond what it limits; a step that is shows that it fails. A further check
+    for each world asks how often it had to step in. More often than allowed is `hold`: the robot is safe, but what
+    moves it is not what was trained.
 
     Raises:
         UserError: a robot tag is excused that was not played.
@@ -37,6 +41,7 @@ def motion_gate(evidence: Evidence, settings: MotionSection) -> tuple[Check, ...
         limits = evidence.limits.get(audit.embodiment, Limits())
         kinds = dict.fromkeys([*settings.required, *audit.measured])
         found += [_unknown(audit, kind, limits, settings) or _seen(audit, kind, limits, settings) for kind in kinds]
+        found.append(_leaning(audit, settings))
     return tuple(found) or (held("motion", "none", "no motion was audited", unit=UNIT),)
 
 
@@ -91,6 +96,24 @@ def _seen(audit: MotionAudit, kind: str, limits: Limits, settings: MotionSection
     elif audit.steps < settings.steps:
         outcome, reason = "hold", f"{reason}; expected at least {settings.steps} steps"
     return Check("motion", f"{audit.world}/{kind}", outcome, share, None, allowed, UNIT, reason)
+
+
+def _leaning(audit: MotionAudit, settings: MotionSection) -> Check:
+    """Whether the policy leans on the envelope."""
+    name = f"{audit.world}/interventions"
+    if not audit.guarded:
+        return passed("motion", name, "played without the safety envelope: commands are the policy's own")
+    share, allowed = audit.changed / max(audit.steps, 1), settings.interventions
+    kinds = sorted(audit.interventions.items(), key=lambda each: -each[1])
+    why = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in kinds)
+    reason = (
+        f"the safety envelope changed {audit.changed} of {audit.steps} control steps: {share:.3g} where {allowed:g} is "
+        f"allowed{f' ({why})' if why else ''}"
+    )
+    outcome: Outcome = "promote" if share <= allowed else "hold"
+    if outcome == "hold":
+        reason += "; the policy leans on the envelope"
+    return Check("motion", name, outcome, share, None, allowed, UNIT, reason)
 
 
 def _allowed(kind: str, settings: MotionSection) -> float:

@@ -117,7 +117,7 @@ def _check_motion(audit: MotionAudit, limits: Limits) -> None:
     what = f"motion in {audit.world}"
     _check_numbers(what, (*audit.velocity, *audit.acceleration, *audit.jerk), signed=False)
     _check_numbers(what, tuple(end for pair in audit.actions for end in pair), signed=True)
-    counts = [audit.self_collisions, *audit.over.values()]
+    counts = [audit.self_collisions, audit.changed, *audit.over.values(), *audit.interventions.values()]
     if audit.steps < 0 or min(counts) < 0 or max(counts) > audit.steps:
         raise UserError(what, got=f"{max(counts)} of {audit.steps} steps", expected="a share of them", do=REDO)
     sides = {side: len(getattr(limits, side)) for side in ("low", "high", "velocity", "acceleration", "jerk")}

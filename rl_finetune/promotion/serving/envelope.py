@@ -58,14 +58,20 @@ class Guarded:
 
     actions: FloatArray
     """[H, c] action units."""
-    interventions: Mapping[str, int]
-    """Kind -> control steps: `action`, `velocity`, `acceleration`, `jerk` where the chunk asked for more than allowed;
-    `stopping` where a step kept these limits but not the possibility to stop within them, or was left to make a later
-    one possible; `workspace`; `not_finite`, `stale`, `backwards` where all was held."""
+    changed: tuple[frozenset[str], ...]
+    """[H] why each step was changed; empty where it was not. `action`, `velocity`, `acceleration`, `jerk` where the
+    chunk asked for more than allowed; `stopping` where a step kept these limits but not the possibility to stop within
+    them, or was left to make a later one possible; `workspace`; `not_finite`, `stale`, `backwards` where all was
+    held."""
     end: Motion
     """After the last step, in the frame of the next chunk."""
     held: bool = False
     """Whether the body was told to stand still."""
+
+    @property
+    def interventions(self) -> Mapping[str, int]:
+        """Kind -> control steps."""
+        return dict(Counter(kind for step in self.changed for kind in step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +117,8 @@ class Envelope:
         start = motion or Motion.resting(np.where(bounds.framed, 0.0, wanted[0]))
         path = start.along(asked)
         if joins(start, asked, bounds, slack).all() and (self._outside(path) <= TOUCH).all():
-            return Guarded(chunk, {}, carried(path.row(-1), self.body))
-        counts: Counter[str] = Counter()
+            return Guarded(chunk, (frozenset(),) * len(chunk), carried(path.row(-1), self.body))
+        changed: list[frozenset[str]] = []
         now, places = start, []
         for index, pace in enumerate(slopes(wanted)):
             step = towards(now, wanted[index : index + AHEAD], pace, bounds, slack)
@@ -120,10 +126,10 @@ class Envelope:
             if (np.abs(step.place - wanted[index]) > slack).any() and not kinds:
                 kinds = {"stopping"}
             step, left = self._kept_inside(now, step)
-            counts.update(kinds | left)
+            changed.append(frozenset(kinds | left))
             now = step
             places.append(now.place)
-        return Guarded(np.array(places, np.float32), dict(counts), carried(now, self.body))
+        return Guarded(np.array(places, np.float32), tuple(changed), carried(now, self.body))
 
     def hold(self, motion: Motion | None, steps: int, kind: str) -> Guarded:
         """Stand still, braking as the limits allow: no displacement, joints and grippers as they were told last.
@@ -147,7 +153,8 @@ class Envelope:
         last = path[-1] if path else motion
         places = [m.place for m in path] + [last.place] * (steps - len(path))
         end = last if len(path) == steps else Motion.resting(last.place)
-        return Guarded(np.array(places, np.float32), {kind: steps}, carried(end, self.body), held=True)
+        why = (frozenset({kind}),) * steps
+        return Guarded(np.array(places, np.float32), why, carried(end, self.body), held=True)
 
     def _kept_inside(self, now: Motion, step: Motion) -> tuple[Motion, set[str]]:
         """The step, or braking where it would lead a tool further out of the workspace than braking does."""
