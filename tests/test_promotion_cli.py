@@ -227,7 +227,7 @@ def test_hold_and_reject_are_recorded_and_a_rejection_stays(place: Path, run: Ru
     here = (f"registry={tmp_path}/registry", f"folder={tmp_path}/run", "clips=0")
     held = done(run(*here, "gates.success.on=true"), 3)
     assert held.startswith("hold: new") and "hold    success mean:" in held and "candidate in" in held
-    moving = ("gates.motion.on=true", "gates.motion.steps=1")
+    moving = ("gates.motion.on=true", "gates.motion.steps=1", "guarded=false")
     assert "reject  motion widowx_reach/" in done(run(*here, *moving), 4)
     assert "rejected before, and stays so" in done(run(*here), 4)
     verdicts = [line for line in done(run("history", *here[:1])).splitlines() if "verdict" in line]

@@ -99,6 +99,9 @@ class PromoteConfig(Section):
     """Seed of the held-out episodes: not the one by which training was watched."""
     temperature: float = Field(0.6, ge=0)
     """Scale of the initial noise of the ODE sampler; what is served must use the same."""
+    guarded: bool = True
+    """Play both as they are served: through the server's safety envelope, each with its own bundle's limits. false
+    plays what they ask for, to compare; no robot is told that."""
     num_actors: int = Field(2, ge=0)
     """Processes that play; 0 plays in this one, without Ray."""
     gpus: float = Field(0.0, ge=0)

@@ -13,7 +13,7 @@ from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAConfig
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.promotion.commands import BUNDLE
-from rl_finetune.promotion.evidence.gather import limits_of
+from rl_finetune.promotion.evidence.bounds import limits_of
 from rl_finetune.promotion.evidence.limits import KNOWN
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Limits

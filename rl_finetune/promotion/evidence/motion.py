@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.watching import MotionLog
+from rl_finetune.promotion.evidence.guarding import counted
 from rl_finetune.promotion.records import Limits, MotionAudit
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 from rl_finetune.types import BoolArray
@@ -29,6 +30,9 @@ Float64 = NDArray[np.float64]
 ORDERS = ("velocity", "acceleration", "jerk")
 ROUNDING = 1e-6
 """Share by which a limit may be exceeded: actions are float32."""
+PLACE = 2.0**-22
+"""Rounding of a place relative to the channel's greatest: the envelope's, and that of a float32 after it. Each
+difference of places doubles it."""
 
 
 def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> MotionAudit:
@@ -40,9 +44,10 @@ def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> M
         limits: what the body may be told; an empty tuple limits nothing, and that kind is not among the measured.
         world: label.
     """
+    why = log.changed
     actions = log.actions.astype(np.float64)
     moved = differences(log, body.action)
-    beyond = _beyond(log, actions, moved, limits)
+    beyond = _beyond(log, actions, moved, limits, body.action.rate)
     known = {kind: rows for kind, rows in beyond.items() if rows is not None and len(log.episode)}
     greatest = [_greatest(moved[order]) for order in ORDERS]
     measured = (*known, *(["self_collision"] if log.touching is not None and len(log.episode) else []))
@@ -50,6 +55,8 @@ def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> M
         world=world, embodiment=body.tag, steps=len(log.episode), actions=_range(actions), velocity=greatest[0],
         acceleration=greatest[1], jerk=greatest[2], over={kind: int(rows.sum()) for kind, rows in known.items()},
         self_collisions=0 if log.touching is None else int(log.touching.sum()), measured=measured,
+        guarded=why is not None, changed=0 if why is None else int((why != 0).sum()),
+        interventions={} if why is None else counted(why),
     )  # fmt: skip
 
 
@@ -117,12 +124,13 @@ def differences(log: MotionLog, convention: ActionConvention) -> Mapping[str, Fl
 
 
 def _beyond(
-    log: MotionLog, actions: Float64, moved: Mapping[str, Float64], limits: Limits
+    log: MotionLog, actions: Float64, moved: Mapping[str, Float64], limits: Limits, rate: float
 ) -> dict[str, BoolArray | None]:
     """Kind -> [T] steps beyond the limit; None where nobody limits or looked."""
     found: dict[str, BoolArray | None] = {"action": _outside(actions, limits.low, limits.high)}
-    for order in ORDERS:
-        found[order] = _outside(np.abs(moved[order]), (), getattr(limits, order))
+    slack = PLACE * np.abs(actions).max(0, initial=0.0)
+    for number, order in enumerate(ORDERS, 1):
+        found[order] = _outside(np.abs(moved[order]), (), getattr(limits, order), slack * (2 * rate) ** number)
     found["workspace"] = None
     if log.tools is not None and limits.workspace:
         hands = log.tools.astype(np.float64).reshape(len(log.tools), -1)
@@ -132,15 +140,17 @@ def _beyond(
     return found
 
 
-def _outside(values: Float64, low: Sequence[float], high: Sequence[float]) -> BoolArray | None:
-    """[T] whether any channel of [T, c] is beyond its limit; NaN is beyond nothing."""
+def _outside(
+    values: Float64, low: Sequence[float], high: Sequence[float], slack: Float64 | float = 0.0
+) -> BoolArray | None:
+    """[T] whether any channel of [T, c] is beyond its limit, by more than `slack` [c]; NaN is beyond nothing."""
     if not low and not high:
         return None
     beyond = np.zeros(len(values), bool)
     for bound, sign in ((low, -1.0), (high, 1.0)):
         if bound:
             limit = np.asarray(bound, np.float64)
-            beyond |= (sign * values > sign * limit + ROUNDING * np.abs(limit)).any(-1)
+            beyond |= (sign * values > sign * limit + ROUNDING * np.abs(limit) + slack).any(-1)
     return beyond
 
 
