@@ -146,6 +146,7 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
     place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _judged(place, run)
+    assert "served with another temperature: got 0.3; expected 0.6" in refused(run("temperature=0.3"))
     _tried(place, run)
     for stage in ("shadow", "canary"):
         assert stage in done(run("advance", first[:8], stage, "--by", "ana"))
@@ -159,6 +160,7 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
 
     # The next candidate is held against whoever is promoted, and nobody else.
     assert "not the bundle that is promoted" in refused(run(f"folder={place}/x", f"candidate.path={place}/newer"))
+    assert "served with another temperature" in refused(run("judge", "temperature=0.3", config="next"))  # who acts
     done(run("judge", config="next"))
     second = digest_in(place / "second")
     done(run("trials", "begin", config="next"))

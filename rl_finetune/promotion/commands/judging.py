@@ -91,6 +91,8 @@ def look(config: PromoteConfig) -> Sides:
             "candidate and incumbent are the same policy", got=incumbent.name.name, expected="two policies",
             do="name another candidate, for example candidate.adapter=runs/seed1/adapter",
         )  # fmt: skip
+    if incumbent.bundle is not None:
+        sealing.check_acted(config, incumbent.bundle)
     bodies = bodies_of(config, candidate.weights, incumbent)
     check_bounds(bodies.values(), config, candidate.weights, incumbent)
     if config.trained is not None:
