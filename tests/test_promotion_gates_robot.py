@@ -57,9 +57,9 @@ def test_a_policy_that_leans_on_the_envelope_is_held_and_not_rejected(changed, s
 @pytest.mark.parametrize(("jerky", "said"), [(0, "promote"), (1250, "promote"), (1251, "hold")])
 def test_a_policy_that_would_lean_on_the_envelope_is_held_though_its_steps_are_allowed(jerky, said) -> None:
     free = audit(
-        over={"jerk": jerky, "velocity": jerky // 2, "workspace": 5000}, jerk=(9.0, 1.0) if jerky else (1.0, 1.0)
+        over={"jerk": jerky, "velocity": jerky // 2, "workspace": 4900}, jerk=(9.0, 1.0) if jerky else (1.0, 1.0)
     )
-    allowed = {"allowed": {"jerk": 1.0, "velocity": 1.0, "workspace": 1.0}}
+    allowed = {"allowed": {"jerk": 0.99, "velocity": 0.99, "workspace": 0.99}}
     found = evidence(motion=(free,))
     assert outcomes(found, motion=allowed)["motion:a/interventions"] == said
     assert judge(found, settings(motion=allowed)).outcome == said

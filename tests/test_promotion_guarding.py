@@ -196,7 +196,8 @@ def test_a_round_in_which_all_broke_at_once_does_not_hide_what_was_changed_in_ot
 
 def _check_counts(changed: int, raw: MotionLog, told: MotionLog, limits: Limits) -> None:
     """As many steps are counted as differ by more than rounding."""
-    differs = (np.abs(raw.actions - told.actions) > 1e-5 * np.array(limits.high)).any(1)
+    size = np.maximum(np.abs(limits.low), np.abs(limits.high))
+    differs = (np.abs(raw.actions - told.actions) > 1e-5 * size).any(1)
     assert told.changed is not None and changed == (told.changed != 0).sum()
     assert differs.any() and not (differs & (told.changed == 0)).any()
     assert (told.changed != 0).sum() == pytest.approx(differs.sum(), abs=2)
@@ -206,9 +207,11 @@ def test_what_is_sealed_is_what_a_policy_is_kept_to_and_what_nobody_can_keep_is_
     plain = Weights(PolicyName("some", "1" * 64), PolicySection(path="some"))
     own = replace(limits_for("widowx"), stale_after=0.25)
     sealed = replace(plain, bundle=SimpleNamespace(limits={"widowx": own}))  # type: ignore[arg-type]
-    written = load(PromoteConfig, None, ["limits={widowx: {high: [1, 1, 1, 1, 1, 1, 1]}}"])
+    written = load(PromoteConfig, None, [f"limits={{widowx: {{low: {[-1] * 7}, high: {[1] * 7}}}}}"])
     assert served_limits(WIDOWX, written, sealed) == own
-    assert served_limits(WIDOWX, written, plain) == limits_of(WIDOWX, written, sealed) == Limits(high=(1.0,) * 7)
+    assert (
+        served_limits(WIDOWX, written, plain) == limits_of(WIDOWX, written, sealed) == Limits((-1.0,) * 7, (1.0,) * 7)
+    )
     endless = "limits={widowx: {velocity: [1.0e9, 1, 1, 1, 1, 1, 1], acceleration: [1, 1, 1, 1, 1, 1, 1]}}"
     with pytest.raises(UserError, match="brakes that take minutes"):
         check_bounds([WIDOWX], load(PromoteConfig, None, [endless]), plain)

@@ -72,7 +72,7 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
 
 
 def test_what_lies_in_a_registry_under_another_digest_is_not_loaded(bundles):
-    with pytest.raises(UserError, match="manifest.json .*got hash"):
+    with pytest.raises(UserError, match=r"manifest\.json .*got hash"):
         _by_digest(open_bundle)(bundles[0])  # its folder is called 0
     digest = open_bundle(bundles[1]).digest
     moved = bundles[1].rename(bundles[1].with_name(digest))

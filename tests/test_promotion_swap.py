@@ -236,7 +236,7 @@ def test_each_bundle_acts_as_it_was_judged_unless_the_settings_say_otherwise() -
 def test_a_bundle_of_other_pictures_neither_takes_over_nor_watches(tmp_path: Path) -> None:
     opener = replace(book(), acted={OLD: Acted(64, 0.6), NEW: Acted(32, 0.6)})
     stage = Stage(OLD, StageSettings(), opener=opener)
-    with pytest.raises(UserError, match="cannot take over.*got pictures of 32 pixels; expected 64"):
+    with pytest.raises(UserError, match=r"cannot take over.*got pictures of 32 pixels; expected 64"):
         stage.swap(NEW)
     assert stage.metadata()["bundle"] == "digest of old"
     watcher = Shadow(load(NEW, StageSettings(), opener), tmp_path / "log")

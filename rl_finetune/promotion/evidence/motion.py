@@ -101,7 +101,8 @@ def differences(log: MotionLog, convention: ActionConvention) -> Mapping[str, Fl
     """Order -> [T, c] derivative of the commanded state after each step, units/s, /s^2, /s^3.
 
     A body is at rest when its episode begins. NaN where it is not known from where it starts, and in the first steps of
-    chunks of points, which belong to no motion.
+    chunks of points, which belong to no motion. Waypoints turn with the base: their derivatives are along the axes of
+    the step's chunk, as its channels are and as the envelope limits them.
     """
     found = {order: np.full(log.actions.shape, np.nan) for order in ORDERS}
     counted = displaced(convention)
@@ -120,7 +121,23 @@ def differences(log: MotionLog, convention: ActionConvention) -> Mapping[str, Fl
             for order in ORDERS:
                 moved = np.diff(moved, axis=0) * convention.rate
                 found[order][at] = moved[len(moved) - len(at) :]
+        if convention.control == "waypoint":
+            for order in ORDERS:
+                found[order][rows, :2] = _turned(found[order][rows, :2], _headings(state[:, 2], fresh))
     return found
+
+
+def _headings(heading: Float64, fresh: BoolArray) -> Float64:
+    """[F] of the frames that steps are told in: where the chunk before ended, 0 in the first. Takes each step's own."""
+    begun = np.maximum.accumulate(np.where(fresh, np.arange(len(fresh)), 0))
+    return np.where(begun > 0, heading[begun - 1], 0.0)
+
+
+def _turned(vectors: Float64, headings: Float64) -> Float64:
+    """[F, 2] vectors of the plane along axes that are turned by `headings` [F]."""
+    cos, sin = np.cos(headings), np.sin(headings)
+    x, y = vectors.T
+    return np.stack([cos * x + sin * y, cos * y - sin * x], axis=1)
 
 
 def _beyond(
