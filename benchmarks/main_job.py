@@ -128,10 +128,10 @@ def result(plan: Plan, key: str, minutes: float) -> Result:
 
 
 def fingerprint(plan: Plan) -> str:
-    """SHA-256 over the resolved settings, the policy's files and the version of the code."""
+    """SHA-256 over the resolved settings, the policy's files (its model card aside) and the version of the code."""
     settings = plan.settings()
     digest = hashlib.sha256(f"{__version__}\n{dump(settings)}".encode())
-    for file in sorted(p for p in (ROOT / settings.policy.path).rglob("*") if p.is_file()):
+    for file in sorted(p for p in (ROOT / settings.policy.path).rglob("*") if p.is_file() and p.suffix != ".md"):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

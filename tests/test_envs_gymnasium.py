@@ -256,6 +256,7 @@ def test_displacements_become_steps_in_the_environments_units() -> None:
         ({"id": ""}, "one of id and factory"),
         ({"id": "Countin-v0"}, "cannot use option 'id'.*Countin"),
         ({"id": "Endless-v0"}, "registered without"),
+        ({"kwargs": {"colour": 1}}, "'kwargs'.*unexpected keyword argument 'colour'"),
         ({"id": "CartPole-v1"}, "a Box of numbers"),
         ({"time_limit": LIMIT + 1}, f"at most its own {LIMIT}"),
         ({"horizon": 0}, "'horizon': got 0; expected greater than or equal to 1"),

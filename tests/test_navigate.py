@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -299,7 +300,19 @@ def test_it_keeps_the_contract() -> None:
         contract.check(env, make=lambda count: envs.make("rover_navigate", count), scale=0.2)
 
 
-@pytest.mark.parametrize("option", [{"rooms": 4}, {"tolerance": 0.3}, {"tolerance": 0.8}, {"image_size": 100}])
-def test_impossible_options_are_refused(option: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"rooms": 4}, {"tolerance": 0.3}, {"tolerance": 0.8}, {"image_size": 100}, {"rooms": None},
+        {"tolerance": "wide"}, {"strength": [1]}, {"randomise": "visual"}, {"randomise": ["smell"]}, {"backend": 3},
+    ],
+)  # fmt: skip
+def test_impossible_options_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(option))):
         envs.spec("rover_navigate", **option)
+
+
+def test_options_take_the_types_that_they_declare() -> None:
+    chosen = NavigateOptions(image_size=64.0, rooms=2.0, randomise=["mass"])  # type: ignore[arg-type]
+    assert (chosen.image_size, chosen.rooms, chosen.randomise) == (64, 2, ("mass",))
+    assert type(chosen.image_size) is type(chosen.rooms) is int

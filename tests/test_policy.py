@@ -725,7 +725,7 @@ def test_a_policy_asks_for_good_chunks_once_advice_has_been_learned(tmp_path: Pa
     assert found == [0, 0, 0, 2, 2]
     save_adapters(policy, tmp_path)
     loaded = load_adapters(tiny_policy(), tmp_path)
-    assert loaded.guidance == 2.0 and loaded.eyes.max_tokens == policy.eyes.max_tokens == 60 + ADVICE_TOKENS
+    assert loaded.guidance == 2.0 and loaded.eyes.spare == policy.eyes.spare == ADVICE_TOKENS
     assert equip(tiny_policy(), job(), 0).guidance is None
 
 

@@ -417,6 +417,6 @@ def test_evaluate_plays_every_suite_and_writes_it_down(
     assert written["success"] == 0.8
     assert {name: suite["success"] for name, suite in written["suites"].items()} == {"colour": 0.6, "background": 0.4}
     assert written["suites"]["colour"]["worlds"]["widowx_reach"]["interval"] == list(wilson(12, 20))
-    with pytest.raises(UserError, match="no such perturb"):
+    with pytest.raises(UserError, match="option 'perturb': got 'colours'"):
         evaluation.evaluate(EvaluateConfig(suites=["background", "colours"]))
     assert len(asked) == 3  # refused before anything was played

@@ -88,6 +88,8 @@ def _made(options: GymnasiumOptions, make: Any) -> Any:
         return make()
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise _unfit("id", repr(options.id), f"an environment that can be made here: {error}", "correct it") from error
+    except TypeError as error:
+        raise _unfit("kwargs", options.kwargs, f"arguments that the environment takes: {error}", "correct them") from error
 
 
 def _ask(env: Any, options: GymnasiumOptions) -> Facts:

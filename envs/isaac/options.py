@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
+from typing import Literal
 
+from envs.typed import typed
 from rl_finetune.errors import UserError
 from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 
 NAME = "isaac"
-WITHOUT_TERM = ("refuse", "terminated", "extras", "never")
-ACTIONS = ("per_step", "as_is")
-REWARDS = ("success", "task")
 SOURCES = ("camera:", "obs:")
 
 
@@ -33,8 +32,8 @@ class IsaacOptions:
     """Where Isaac simulates. One process a GPU."""
     tag: str = "franka"
     """Robot tag of the prompt."""
-    arms: str = "single arm"
-    """`single arm`, `dual arms` or empty."""
+    arms: Literal["single arm", "dual arms", ""] = "single arm"
+    """Arms of the body."""
     waist: bool = False
     """Whether the body has a waist."""
     mobile_base: bool = False
@@ -43,15 +42,15 @@ class IsaacOptions:
     """Width of the task's action."""
     horizon: int = 16
     """Steps of one open-loop chunk."""
-    control: str = "delta_ee"
+    control: Literal["delta_ee", "joint", "waypoint", "trace"] = "delta_ee"
     """As in `ActionConvention`."""
-    rotation: str = "axis_angle"
+    rotation: Literal["axis_angle", "none"] = "axis_angle"
     """As in `ActionConvention`."""
-    gripper: str = "open_positive"
+    gripper: Literal["open_positive", "none"] = "open_positive"
     """As in `ActionConvention`; Isaac's binary grippers open at positive numbers too."""
     rate: float = 20.0
     """Control frequency in Hz; must be the task's own."""
-    actions: str = "per_step"
+    actions: Literal["per_step", "as_is"] = "per_step"
     """`per_step` turns displacements from the chunk's first frame into one step's own, as Isaac's relative inverse
     kinematics take them; `as_is` hands actions over unchanged."""
     action_scale: float = 1.0
@@ -72,10 +71,10 @@ class IsaacOptions:
     """The task in words; episodes take turns where there are several."""
     success_term: str = "success"
     """Termination term that means success."""
-    without_success_term: str = "refuse"
+    without_success_term: Literal["refuse", "terminated", "extras", "never"] = "refuse"
     """Where the task has no such term: `refuse`, count every `terminated` episode, read `extras[success_term]`, or
     `never` succeed."""
-    reward: str = "success"
+    reward: Literal["success", "task"] = "success"
     """`success` is 1 at the step that succeeds, else 0; `task` is the task's own."""
     time_limit: int = 0
     """Environment steps of an episode, a multiple of the horizon. Takes the place of the task's own."""
@@ -87,9 +86,8 @@ class IsaacOptions:
     """Longest wait for one chunk or one reset."""
 
     def __post_init__(self) -> None:
-        for name in ("modules", "overrides", "privileged_names", "quaternions", "instructions"):
-            _take_list(self, name)
-        _require(isinstance(self.views, Mapping) and bool(self.views), "views", self.views, "tag: source, at least one")
+        typed(self, NAME)
+        _require(bool(self.views), "views", self.views, "tag: source, at least one")
         object.__setattr__(self, "views", MappingProxyType(dict(self.views)))
         _require(bool(self.task), "task", self.task, "the id of a registered Isaac Lab task")
         _require(all(self.instructions) and bool(self.instructions), "instructions", self.instructions, "at least one")
@@ -97,27 +95,16 @@ class IsaacOptions:
         limit = self.time_limit
         _require(limit >= 1 and limit % self.horizon == 0, "time_limit", limit, f"a multiple of horizon {self.horizon}")
         _require(self.rate > 0 and self.action_scale > 0, "action_scale", self.action_scale, "above 0, like rate")
-        _require(self.actions in ACTIONS, "actions", self.actions, f"one of {ACTIONS}")
-        _require(self.reward in REWARDS, "reward", self.reward, f"one of {REWARDS}")
-        known = f"one of {WITHOUT_TERM}"
-        _require(self.without_success_term in WITHOUT_TERM, "without_success_term", self.without_success_term, known)
         _check_sources(self)
         _check_python(self.python)
 
 
-def _take_list(options: IsaacOptions, name: str) -> None:
-    """YAML brings lists; a lone string would be taken apart into letters."""
-    value = getattr(options, name)
-    _require(isinstance(value, list | tuple), name, value, "a list")
-    object.__setattr__(options, name, tuple(value))
-
-
 def _check_sources(options: IsaacOptions) -> None:
     for tag, source in options.views.items():
-        _require(str(source).startswith(SOURCES), f"views.{tag}", source, "`camera:NAME` or `obs:GROUP/TERM`")
+        _require(source.startswith(SOURCES), f"views.{tag}", source, "`camera:NAME` or `obs:GROUP/TERM`")
     for name in ("proprioception", "privileged"):
         source = getattr(options, name)
-        _require(source is None or str(source).startswith("obs:"), name, source, "`obs:GROUP` or `obs:GROUP/TERM`")
+        _require(source is None or source.startswith("obs:"), name, source, "`obs:GROUP` or `obs:GROUP/TERM`")
     names, firsts = options.privileged_names, options.quaternions
     told = (options.privileged is None) == (not names)
     _require(told, "privileged_names", names, "a name for each channel of privileged, and none without it")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
+from envs.typed import typed
 from rl_finetune.errors import UserError
 
 IMAGE_SIZES = (64, 96, 128, 224)
@@ -41,12 +42,8 @@ class WorldOptions:
     """How far what is randomised varies; 0 leaves it as it is."""
 
     def __post_init__(self) -> None:
+        typed(self, "this world")
         one_of("image_size", self.image_size, IMAGE_SIZES)
-        one_of("backend", self.backend, get_args(Engines))
-        one_of("perturb", self.perturb, get_args(Suite))
-        object.__setattr__(self, "randomise", tuple(self.randomise))  # settings files have lists
-        for kind in self.randomise:
-            one_of("kind of randomisation", kind, get_args(Randomised))
         within("strength", self.strength, 0.0, STRONGEST, "strength")
 
 
@@ -96,10 +93,6 @@ class FrankaReachOptions(ReachOptions):
     control: Controls = "delta_ee"
     """`delta_ee` (robot tag `franka_ee`) or `joint` (`franka_joint`)."""
 
-    def __post_init__(self) -> None:
-        ReachOptions.__post_init__(self)
-        one_of("control", self.control, get_args(Controls))
-
 
 @dataclass(frozen=True, slots=True)
 class FrankaOptions(WorldOptions):
@@ -107,10 +100,6 @@ class FrankaOptions(WorldOptions):
 
     control: Controls = "delta_ee"
     """`delta_ee` (robot tag `franka_ee`) or `joint` (`franka_joint`)."""
-
-    def __post_init__(self) -> None:
-        WorldOptions.__post_init__(self)
-        one_of("control", self.control, get_args(Controls))
 
 
 def one_of(name: str, got: object, allowed: tuple[object, ...]) -> None:
