@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from actors.guarding import Guard
 from envs import VectorEnv
 from rl_finetune.keys import Stream, generator
 from rl_finetune.policy import QwenVLAPolicy
@@ -61,6 +62,7 @@ def run_episodes(
     temperature: float,
     shuffle: Shuffle = "none",
     prompt_as: str | None = None,
+    guard: Guard | None = None,
 ) -> EpisodeResults:
     """Play the episodes that `keys` names, one per environment, with the ODE sampler.
 
@@ -71,6 +73,7 @@ def run_episodes(
         temperature: scale of the initial noise.
         shuffle: give each environment another one's pictures or instruction (a fixed permutation without fixed points).
         prompt_as: robot tag that the prompt names in place of the true one; actions stay the true body's.
+        guard: stands between policy and bodies, for this embodiment; None lets every action through.
     """
     body = handshake(policy.config.embodiments, env.spec)
     observation = env.reset(keys)
@@ -79,9 +82,12 @@ def run_episodes(
     measures: dict[str, FloatArray] = {}
     running = np.ones(len(keys), bool)
     chunk = np.zeros(len(keys), np.int64)
+    if guard is not None:
+        guard.begin(len(keys))
     while running.any():
         context = policy.look(_shuffled(observation, shuffle, keys.seed), prompt_as)
-        outcome = env.step_chunk(policy.act(context, keys, chunk, body, temperature))
+        asked = policy.act(context, keys, chunk, body, temperature)
+        outcome = env.step_chunk(asked if guard is None else guard(asked, running))
         steps += outcome.steps_executed * running
         success |= outcome.success & running
         for failure in outcome.failures:

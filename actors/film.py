@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from actors.guarding import Guard
 from envs import VectorEnv
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.spec import handshake
@@ -30,7 +31,9 @@ class Film:
 
 
 @torch.no_grad()
-def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temperature: float) -> list[Film]:
+def film_episodes(
+    policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temperature: float, guard: Guard | None = None
+) -> list[Film]:
     """Play the episodes `keys` [N] with the ODE sampler and keep every step's picture of the first view.
 
     Environments that cannot film (`VectorEnv.filming`) give the pictures of chunk boundaries only.
@@ -42,8 +45,11 @@ def film_episodes(policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, *, temp
     frames = [[picture[None]] for picture in observation.images[view]]
     instructions, success = observation.instruction, np.zeros(len(keys), bool)
     running, chunk = np.ones(len(keys), bool), np.zeros(len(keys), np.int64)
+    if guard is not None:
+        guard.begin(len(keys))
     while running.any():
-        outcome = env.step_chunk(policy.act(policy.look(observation), keys, chunk, body, temperature))
+        asked = policy.act(policy.look(observation), keys, chunk, body, temperature)
+        outcome = env.step_chunk(asked if guard is None else guard(asked, running))
         for i in np.flatnonzero(running).tolist():
             frames[i].append(env.filmed[i] if env.filmed else outcome.observation.images[view][i][None])
         success |= outcome.success & running

@@ -12,6 +12,7 @@ import torch
 import envs
 from actors.evaluator import EpisodeResults, Shuffle, run_episodes, together
 from actors.film import Film, film_episodes
+from actors.guarding import Guard, Guards
 from actors.watching import MotionLog, Watch, joined
 from envs import VectorEnv
 from rl_finetune.config.schema import EvaluationSection, PolicySection
@@ -36,17 +37,25 @@ class Seat:
     """Them."""
     body: EmbodimentSpec
     """The policy's entry for their embodiment."""
+    guard: Guard | None = None
+    """What stands between."""
 
 
 class Player:
     """Success and clips of one policy in each of its worlds."""
 
     def __init__(
-        self, policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, *, gpus: float = 0
+        self,
+        policy: PolicySection,
+        worlds: Sequence[World],
+        evaluation: EvaluationSection,
+        *,
+        gpus: float = 0,
+        guards: Guards | None = None,
     ) -> None:
         """Load the policy (a starting adapter is folded in) and build the environments of `worlds` in this process.
 
-        With `gpus` > 0, as granted by Ray, the policy runs on the GPU.
+        With `gpus` > 0, as granted by Ray, the policy runs on the GPU. With `guards` every body has one.
 
         Raises:
             UserError: policy, adapter or environment cannot be used, or they do not fit each other.
@@ -63,7 +72,8 @@ class Player:
         bodies = [handshake(self.policy.config.embodiments, env.spec) for env in built]
         for env in built:
             self.policy.make_room_for(env.spec)
-        self.seats = tuple(map(Seat, worlds, built, bodies))
+        guarded = [None if guards is None else guards(body) for body in bodies]
+        self.seats = tuple(map(Seat, worlds, built, bodies, guarded))
 
     def play(
         self, world: int, episodes: IntArray, shuffle: Shuffle = "none", prompt_as: str | None = None
@@ -72,23 +82,21 @@ class Player:
 
         What pads the last round is dropped.
         """
-        env = self.seats[world].env
+        env, guard, warmth = self.seats[world].env, self.seats[world].guard, self.settings.temperature
         if prompt_as is not None:
             self.policy.make_room(SWAP_TOKENS)
         parts = [
-            run_episodes(
-                self.policy, env, keys, temperature=self.settings.temperature, shuffle=shuffle, prompt_as=prompt_as
-            )
+            run_episodes(self.policy, env, keys, temperature=warmth, shuffle=shuffle, prompt_as=prompt_as, guard=guard)
             for keys in self._rounds(env, episodes)
         ]
         return together(parts).first(len(episodes))
 
     def watch(self, world: int, episodes: IntArray) -> tuple[EpisodeResults, MotionLog]:
         """The same episodes as they are, and how the body moved in them."""
-        parts, logs = [], []
-        with Watch(self.seats[world].env) as env:
+        parts, logs, guard = [], [], self.seats[world].guard
+        with Watch(self.seats[world].env, guard) as env:
             for keys in self._rounds(env, episodes):
-                parts.append(run_episodes(self.policy, env, keys, temperature=self.settings.temperature))
+                parts.append(run_episodes(self.policy, env, keys, temperature=self.settings.temperature, guard=guard))
                 logs.append(env.log())
         return together(parts).first(len(episodes)), joined(logs).first(len(episodes))
 
@@ -96,14 +104,16 @@ class Player:
         """The same held-out episodes, frame by frame."""
         played, env = self.seats[world].world, self.seats[world].env
         if not env.keyed:  # nor may it be had twice: a GPU holds one Isaac
-            rounds = [
-                film_episodes(self.policy, env, keys, temperature=self.settings.temperature)
-                for keys in self._rounds(env, episodes)
-            ]
-            return [replace(film, world=played.label) for films in rounds for film in films][: len(episodes)]
-        with envs.make(played.name, len(episodes), **played.options) as env:
-            films = film_episodes(self.policy, env, self._keys(episodes), temperature=self.settings.temperature)
-        return [replace(film, world=played.label) for film in films]
+            films = [film for keys in self._rounds(env, episodes) for film in self._filmed(world, env, keys)]
+        else:
+            with envs.make(played.name, len(episodes), **played.options) as own:
+                films = self._filmed(world, own, self._keys(episodes))
+        return [replace(film, world=played.label) for film in films[: len(episodes)]]
+
+    def _filmed(self, world: int, env: VectorEnv, keys: SeedKeys) -> list[Film]:
+        return film_episodes(
+            self.policy, env, keys, temperature=self.settings.temperature, guard=self.seats[world].guard
+        )
 
     def close(self) -> None:
         """Release the renderers."""

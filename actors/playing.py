@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from actors.evaluator import EpisodeResults, Shuffle, together
+from actors.guarding import Guards
 from actors.player import Player
 from actors.watching import MotionLog
 from rl_finetune.config.schema import EvaluationSection, PolicySection
@@ -101,10 +102,16 @@ class Alone(Company):
     """One player in this process."""
 
     def __init__(
-        self, policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, *, gpus: float = 0
+        self,
+        policy: PolicySection,
+        worlds: Sequence[World],
+        evaluation: EvaluationSection,
+        *,
+        gpus: float = 0,
+        guards: Guards | None = None,
     ) -> None:
         """See `Player`."""
-        self._player = Player(policy, worlds, evaluation, gpus=gpus)
+        self._player = Player(policy, worlds, evaluation, gpus=gpus, guards=guards)
 
     def play(self, world: int, parts: Sequence[IntArray], *, watch: bool) -> Iterator[Part]:
         """See `Company.play`."""
@@ -130,9 +137,10 @@ class Remote(Company):
         players: int,
         *,
         gpus: float = 0,
+        guards: Guards | None = None,
     ) -> None:
         """Start them; Ray must be connected."""
-        self._players = _remote(policy, shares(worlds, players), evaluation, players, gpus)
+        self._players = _remote(policy, shares(worlds, players), evaluation, players, gpus, guards)
 
     def play(self, world: int, parts: Sequence[IntArray], *, watch: bool) -> Iterator[Part]:
         """See `Company.play`."""
@@ -165,9 +173,14 @@ def shares(worlds: Sequence[World], players: int) -> list[World]:
 
 
 def _remote(
-    policy: PolicySection, worlds: Sequence[World], evaluation: EvaluationSection, players: int, gpus: float
+    policy: PolicySection,
+    worlds: Sequence[World],
+    evaluation: EvaluationSection,
+    players: int,
+    gpus: float,
+    guards: Guards | None = None,
 ) -> list[Any]:
     import ray
 
     remote = ray.remote(num_cpus=0.5, num_gpus=gpus)(Player)
-    return [remote.remote(policy, worlds, evaluation, gpus=gpus) for _ in range(players)]
+    return [remote.remote(policy, worlds, evaluation, gpus=gpus, guards=guards) for _ in range(players)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.guarding import Guard
 from envs import VectorEnv
 from rl_finetune.types import ActionChunk, BoolArray, ChunkOutcome, FloatArray, IntArray, Observation, SeedKeys
 
@@ -21,7 +22,7 @@ class MotionLog:
     fresh: BoolArray
     """[T] whether it is the first step of a chunk."""
     actions: FloatArray
-    """[T, c] as commanded, action units."""
+    """[T, c] as commanded, action units; what the body was told, where something guards it."""
     held: FloatArray
     """[E, c] action that would have left the body as it stood when the episode began; NaN where nobody knows."""
     tools: FloatArray | None
@@ -30,6 +31,8 @@ class MotionLog:
     """[T] whether a joint was beyond its range."""
     touching: BoolArray | None
     """[T] whether the body touched itself."""
+    changed: IntArray | None = None
+    """[T] why the guard changed the step (see `Guard.changed`); None where nothing guards."""
 
     def first(self, episodes: int) -> MotionLog:
         """The first episodes."""
@@ -44,7 +47,7 @@ class MotionLog:
     @classmethod
     def from_arrays(cls, arrays: dict[str, Any]) -> MotionLog:
         """What `arrays` gave."""
-        unknown: dict[str, Any] = dict.fromkeys(("tools", "beyond", "touching"))
+        unknown: dict[str, Any] = dict.fromkeys(("tools", "beyond", "touching", "changed"))
         return cls(**unknown | arrays)
 
     def _steps(self) -> dict[str, Any]:
@@ -65,9 +68,14 @@ class Watch(VectorEnv):
     Chunks in which a world broke down are left out. Whoever made the environment closes it.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
-        """Begin to watch."""
-        self._env, env.watching = env, True
+    def __init__(self, env: VectorEnv, guard: Guard | None = None) -> None:
+        """Begin to watch.
+
+        Args:
+            env: the environment.
+            guard: whoever has passed the chunks that come here; asked what it changed.
+        """
+        self._env, env.watching, self._guard = env, True, guard
         self.spec, self.num_envs, self.keyed = env.spec, env.num_envs, env.keyed
 
     def reset(self, keys: SeedKeys) -> Observation:
@@ -100,7 +108,8 @@ class Watch(VectorEnv):
         own = np.array(actions[:steps, :channels])  # the caller may reuse its arrays
         fresh = np.arange(steps) == 0
         body = (None, None, None) if seen is None else (seen.tools, seen.beyond, seen.touching)
-        return MotionLog(np.zeros(steps, np.int64), fresh, own, held, *body)
+        changed = None if self._guard is None else self._guard.changed[row, :steps].copy()
+        return MotionLog(np.zeros(steps, np.int64), fresh, own, held, *body, changed)
 
     def _nothing(self) -> MotionLog:
         """An episode without steps: it knows as little as it takes away from the others."""
@@ -108,9 +117,11 @@ class Watch(VectorEnv):
         if known is None:
             channels = self.spec.embodiment.action.channels
             empty, held = np.zeros((0, channels), np.float32), np.full((1, channels), np.nan, np.float32)
-            return MotionLog(np.zeros(0, np.int64), np.zeros(0, bool), empty, held, None, None, None)
-        none = {name: values[:0] for name, values in known.arrays().items() if name != "held"}
-        return replace(known, held=np.full_like(known.held, np.nan), **none)
+            none = np.zeros(0, np.int64)
+            changed = None if self._guard is None else none
+            return MotionLog(none, np.zeros(0, bool), empty, held, None, None, None, changed)
+        emptied = {name: values[:0] for name, values in known.arrays().items() if name != "held"}
+        return replace(known, held=np.full_like(known.held, np.nan), **emptied)
 
 
 def joined_chunks(parts: Sequence[MotionLog]) -> MotionLog:

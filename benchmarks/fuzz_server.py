@@ -5,8 +5,8 @@
 The server runs in a process of its own, with the instant policy of `benchmarks.serving` behind it. Strangers choose
 among `benchmarks.attacks` for the whole time. Two robots ask without pause and compare every chunk with the one that is
 theirs; a third connects, asks and leaves, again and again. The exit status is 1 unless all of them were served without
-a fault, the server stands, and its memory has not grown by more than --memory MB beyond what it had after its first
-seconds.
+a fault, no stranger was left hanging, the server stands, and its memory has not grown by more than --memory MB beyond
+what it had after its first seconds.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Score:
         """Whether the server did what it promises."""
         served = not self.failed and self.honest > 0 and self.visits > 0
         unmoved = not self.log and self.exit_status == 0 and "internal" not in self.refused
-        return served and unmoved and self.memory_after - self.memory_before < memory
+        hanging = any("left hanging" in met for met in self.attacks.values())
+        return served and unmoved and not hanging and self.memory_after - self.memory_before < memory
 
 
 def main() -> int:

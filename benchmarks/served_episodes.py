@@ -22,7 +22,7 @@ from rl_finetune.config.serving import ActingSection, BatchingSection, NetworkSe
 from rl_finetune.metrics.intervals import paired_gain, wilson
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
-from rl_finetune.promotion.registry.contents import Provenance
+from rl_finetune.promotion.registry.contents import Acted, Provenance
 from rl_finetune.promotion.registry.filling import bodies_of
 from rl_finetune.promotion.registry.limits import default_limits
 from rl_finetune.promotion.serving.start import assembled
@@ -84,12 +84,13 @@ def play(policy: str, world: str, episodes: int, clients: int, python: Path) -> 
     spec = envs.spec(world)
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(
-            policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"), limits=_limits(policy)
+            policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"), limits=_limits(policy),
+            acted=Acted(spec.image_size, EVALUATION.temperature),
         )  # fmt: skip
         config = ServeConfig(
             bundle=str(bundle.folder),
             serve=ServeSection(network=NetworkSection(port=0), batching=BatchingSection(deadline=120)),
-            acting=ActingSection(image_size=spec.image_size, temperature=EVALUATION.temperature, seed=EVALUATION.seed),
+            acting=ActingSection(seed=EVALUATION.seed),
         )  # fmt: skip
         tally = _Tally()
         with assembled(config) as server, listening(server) as (port, _), ThreadPoolExecutor(clients) as pool:

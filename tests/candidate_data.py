@@ -57,7 +57,7 @@ def full(text: str = "", worlds: int = 3) -> CandidateReport:
     kinds = ("action", "velocity", "acceleration", "jerk", "joint", "self_collision")
     audit = MotionAudit(
         f"world0{text}", f"body0{text}", 1234, ((-0.5, 0.8), (1.0, 3.0)), (1.0, 1.5), (1.0, 1.0), (12.0, 3.0),
-        {"jerk": 7}, 2, kinds,
+        {"jerk": 7}, 2, kinds, True, 154, {"jerk": 20, "velocity": 150},
     )  # fmt: skip
     policies = PolicyName(f"new{text}", "c" * 64), PolicyName(f"old{text}", "d" * 64)
     evidence = Evidence(

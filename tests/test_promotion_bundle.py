@@ -22,7 +22,7 @@ from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry import bundle as bundles
 from rl_finetune.promotion.registry import signing
 from rl_finetune.promotion.registry.bundle import Bundle, make_bundle, open_bundle
-from rl_finetune.promotion.registry.contents import Contents, Provenance
+from rl_finetune.promotion.registry.contents import Acted, Contents, Provenance
 from rl_finetune.promotion.registry.durable import sha256
 from rl_finetune.promotion.registry.limits import check_limits, default_limits, gripper_channels
 from rl_finetune.promotion.registry.manifest import MANIFEST, SIGNATURE, Manifest
@@ -69,7 +69,9 @@ def test_merged_and_kept_adapters_act_alike_and_otherwise_than_the_plain_policy(
     evaluation = tmp_path / "evaluation.json"
     evaluation.write_text('{"success": 0.5}')
     made = {
-        "plain": make_bundle(policy, tmp_path / "plain", name="plain", provenance=HERE, evaluations=[evaluation]),
+        "plain": make_bundle(
+            policy, tmp_path / "plain", name="plain", provenance=HERE, evaluations=[evaluation], acted=Acted(64, 0.6)
+        ),
         "merged": make_bundle(policy, tmp_path / "merged", name="merged", provenance=HERE, adapter=adapter),
         "adapter": make_bundle(policy, tmp_path / "kept", name="kept", provenance=HERE, adapter=adapter, merge=False),
     }
@@ -81,6 +83,7 @@ def test_merged_and_kept_adapters_act_alike_and_otherwise_than_the_plain_policy(
     assert made["merged"].load().guidance == made["adapter"].load().guidance == 0.5
     plain = made["plain"]
     assert plain.digest == sha256((plain.folder / MANIFEST).read_bytes()) and plain == open_bundle(plain.folder)
+    assert plain.acted == Acted(64, 0.6) and made["merged"].acted == Acted()
     assert plain.provenance.config == {"run": {"seed": 3}} and plain.provenance.seeds == (3, 4)
     assert plain.provenance.evaluations == {"evaluations/evaluation.json": sha256(b'{"success": 0.5}')}
     (body,) = plain.embodiments
@@ -194,9 +197,16 @@ def test_a_bundle_that_was_sealed_again_must_still_agree_with_itself_and_call_no
         ("bundle.json", record | {"schema": 2}, "schema is not 1"),
         ("bundle.json", record | {"limits": {}}, "not of the embodiments"),
         ("bundle.json", record | {"weights": "adapter"}, "got adapter True"),
+        ("bundle.json", record | {"acted": {"image_size": 4096}}, "image_size 4096"),
+        ("bundle.json", record | {"acted": {"image_size": True}}, "image_size True"),
+        ("bundle.json", record | {"acted": {"temperature": -1}}, "temperature -1"),
+        ("bundle.json", record | {"acted": {"temperature": "warm"}}, "temperature 'warm'"),
+        ("bundle.json", record | {"acted": {"speed": 1}}, "TypeError"),
         ("bundle.json", {"schema": 1}, "KeyError"),
         ("bundle.json", record | {"signer": "ab"}, r"manifest\.sig is not what was made: got nothing"),
     ]  # fmt: skip
+    unsaid = {name: value for name, value in record.items() if name != "acted"}
+    assert sealed(changed("bundle.json", unsaid)).acted == Acted(), "a bundle from before anybody said"
     for path, value, message in broken:
         with pytest.raises(UserError, match=message):
             sealed(changed(path, value))
@@ -213,6 +223,7 @@ def test_nothing_is_left_of_a_bundle_that_could_not_be_made(trained: tuple[Path,
     half = tmp_path / "half"
     shutil.copytree(policy, half, ignore=shutil.ignore_patterns("model.safetensors"))
     short = Limits(low=(0.0,), high=(1.0,))
+    endless = Limits(velocity=(1e9,) * 7, acceleration=(1.0,) * 7)
     for message, arguments in {
         "never pickles or code": {"policy": pickled},
         "policy is not whole: .* without model.safetensors": {"policy": half},
@@ -220,6 +231,7 @@ def test_nothing_is_left_of_a_bundle_that_could_not_be_made(trained: tuple[Path,
         "adapter not found": {"adapter": tmp_path / "nowhere", "merge": False},
         "got 1 values; expected none, or one for each of 7": {"limits": {"widowx": short}},
         "limits of an embodiment .* got 'rover'": {"limits": {"rover": short}},
+        "brakes that take minutes": {"limits": {"widowx": endless}},
         "evaluation file cannot be read": {"evaluations": [tmp_path / "nowhere.json"]},
         "key cannot be used": {"sign_with": tmp_path / "nowhere"},
     }.items():
@@ -278,6 +290,8 @@ def test_default_limits_worked_by_hand() -> None:
     assert np.allclose(found.acceleration, (15 / 8 * 1.2, 4 / 0.5**2))
     assert np.allclose(found.jerk, (15 / 8 * 0.6 * 8, 8 / 0.5**3))
     assert found.stale_after == 1.0 and found.workspace == ()
+    onward = default_limits(BODY, (0.2, -1.0), (1.2, 1.0))  # nobody stood still, and yet it may: -0.12 to 1.32
+    assert np.allclose((onward.low[0], onward.high[0]), (-0.12, 1.32)) and onward.velocity[0] == 15 / 8 * 1.44 / 2
     human = replace(BODY, arms="dual arms", waist=True, action=replace(BODY.action, channels=19))
     assert gripper_channels(human) == (10, 18)
     assert gripper_channels(replace(BODY, arms="")) == gripper_channels(

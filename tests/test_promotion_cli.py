@@ -146,6 +146,7 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
     place: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = _judged(place, run)
+    assert "served with another temperature: got 0.3; expected 0.6" in refused(run("temperature=0.3"))
     _tried(place, run)
     for stage in ("shadow", "canary"):
         assert stage in done(run("advance", first[:8], stage, "--by", "ana"))
@@ -159,6 +160,7 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
 
     # The next candidate is held against whoever is promoted, and nobody else.
     assert "not the bundle that is promoted" in refused(run(f"folder={place}/x", f"candidate.path={place}/newer"))
+    assert "served with another temperature" in refused(run("judge", "temperature=0.3", config="next"))  # who acts
     done(run("judge", config="next"))
     second = digest_in(place / "second")
     done(run("trials", "begin", config="next"))
@@ -227,7 +229,7 @@ def test_hold_and_reject_are_recorded_and_a_rejection_stays(place: Path, run: Ru
     here = (f"registry={tmp_path}/registry", f"folder={tmp_path}/run", "clips=0")
     held = done(run(*here, "gates.success.on=true"), 3)
     assert held.startswith("hold: new") and "hold    success mean:" in held and "candidate in" in held
-    moving = ("gates.motion.on=true", "gates.motion.steps=1")
+    moving = ("gates.motion.on=true", "gates.motion.steps=1", "guarded=false")
     assert "reject  motion widowx_reach/" in done(run(*here, *moving), 4)
     assert "rejected before, and stays so" in done(run(*here), 4)
     verdicts = [line for line in done(run("history", *here[:1])).splitlines() if "verdict" in line]

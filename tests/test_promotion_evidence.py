@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from actors.evaluator import EpisodeResults
+from actors.guarding import Guards
 from actors.playing import Company, Part, Remote
 from actors.watching import MotionLog
 from envs.supervision import WorldError
@@ -25,6 +27,8 @@ from rl_finetune.config.worlds import World
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.evidence import evidence_from_dict, evidence_to_dict, read_evidence, write_evidence
 from rl_finetune.promotion.evidence.cache import Cache, Episodes, Key
+from rl_finetune.promotion.evidence.guarding import Envelopes
+from rl_finetune.promotion.evidence.limits import limits_for
 from rl_finetune.promotion.evidence.play import compare
 from rl_finetune.promotion.evidence.policies import Weights
 from rl_finetune.promotion.evidence.progress import Spoken
@@ -44,7 +48,8 @@ WHOLE = Evidence(
     worlds=(WorldRecord("reach", "widowx", "none", 3, (True, False), (False, False), failed=1),),
     motion=(
         MotionAudit("reach", "widowx", 7, ((-0.1, 0.2), (0.0, 1.0)), (1.5, 2.0), (3.0, 4.0), (5.0, 6.0),
-                    over={"action": 2}, self_collisions=1, measured=("action", "self_collision")),
+                    over={"action": 2}, self_collisions=1, measured=("action", "self_collision"), guarded=True,
+                    changed=3, interventions={"velocity": 3, "jerk": 1}),
     ),
     latency=(LatencyRecord("widowx", (0.1, 0.25), 0.2, 8, "a machine"),),
     parity=(ParityRecord("widowx", 4, (1e-6, 0.0), (0.5, 0.25)),),
@@ -82,6 +87,7 @@ def _at(*place: str | int) -> Callable[[dict[str, Any], object], None]:
         (_at("latency", 0, "seconds", 0), math.nan, "seconds[0]: nan; expected a finite number"),
         (_at("limits", "widowx", "workspace", 1), [0.0], "workspace[1]: 1 values; expected 2 values"),
         (_at("motion", 0, "over"), {"action": 1.5}, "over['action']: 1.5; expected int"),
+        (_at("motion", 0, "guarded"), 1, "motion[0].guarded: 1; expected bool"),
     ],
 )
 def test_evidence_that_was_meddled_with_is_refused_by_place(
@@ -130,7 +136,7 @@ def test_what_was_played_is_read_again_under_exactly_its_key(tmp_path: Path) -> 
     assert cache.load(KEY, watched=True) is None  # nobody watched
     changed: list[dict[str, Any]] = [
         {"policy": "e" * 64}, {"world": "widowx_pick"}, {"options": {"perturb": "all"}}, {"episodes": 4}, {"seed": 6},
-        {"temperature": 1.0},
+        {"temperature": 1.0}, {"limits": Limits(low=(0.0,))},
     ]  # fmt: skip
     assert all(cache.load(replace(KEY, **change), watched=False) is None for change in changed)
     cache.save(KEY, PLAYED, motion())
@@ -160,8 +166,12 @@ class Stage:
     dies: int = 10**9
     """Rounds after which the whole process dies."""
     played: list[str] = field(default_factory=list)
+    guarded: dict[str, Guards | None] = field(default_factory=dict)
 
-    def __call__(self, policy: PolicySection, worlds: Sequence[World], asked: EvaluationSection) -> Company:
+    def __call__(
+        self, policy: PolicySection, worlds: Sequence[World], asked: EvaluationSection, guards: Guards | None
+    ) -> Company:
+        self.guarded[Path(policy.path).name] = guards
         return _Fake(self, policy, worlds)
 
 
@@ -199,13 +209,8 @@ NEW, OLD = named("new", "1"), named("old", "2")
 
 def config(tmp_path: Path, *overrides: str) -> PromoteConfig:
     words = (
-        "episodes=6",
-        "suite_episodes=4",
-        "suites=[colour]",
-        "num_actors=0",
-        "env.num_envs=8",
-        f"folder={tmp_path}",
-    )
+        "episodes=6", "suite_episodes=4", "suites=[colour]", "num_actors=0", "env.num_envs=8", f"folder={tmp_path}",
+    )  # fmt: skip
     mix = "env.mix=[{name: widowx_reach}, {name: franka_reach}]"
     return load(PromoteConfig, None, [mix, *words, *overrides])
 
@@ -228,6 +233,17 @@ def test_both_play_the_same_episodes_of_every_world_and_suite(tmp_path: Path) ->
     done = [each[1] for each in told]
     assert done == sorted(done) and told[-1][1:] == (40, 40)
     assert "incumbent in franka_reach under colour" in told[-1][0]
+
+
+def test_each_side_plays_behind_its_own_limits_and_again_without_them(tmp_path: Path) -> None:
+    own = replace(limits_for("widowx"), stale_after=0.25)
+    sealed = Weights(OLD.name, OLD.section, SimpleNamespace(limits={"widowx": own}))  # type: ignore[arg-type]
+    compare(config(tmp_path), NEW, sealed, lambda *_: None, stage := Stage())
+    known = {tag: limits_for(tag) for tag in ("widowx", "franka_ee")}
+    assert stage.guarded == {"new": Envelopes(known), "old": Envelopes(known | {"widowx": own})}
+    assert pickle.loads(pickle.dumps(stage.guarded["old"])) == stage.guarded["old"]
+    compare(config(tmp_path, "guarded=false"), NEW, sealed, lambda *_: None, raw := Stage())
+    assert raw.guarded == {"new": None, "old": None} and raw.played == stage.played  # nothing of it is mixed up
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -261,7 +277,9 @@ def test_a_world_that_cannot_be_kept_alive_is_lost_by_both_and_the_others_go_on(
     found = compare(config(tmp_path), NEW, OLD, lambda *_: None, Stage(breaks="franka_reach"))
     lost, kept = found.worlds[1], found.worlds[0]
     assert lost.failed == 6 and not any(lost.candidate + lost.incumbent) and any(kept.candidate)
-    assert not len(found.motion["franka_reach"].episode) and len(found.motion["widowx_reach"].episode)
+    unseen = found.motion["franka_reach"]
+    assert not len(unseen.episode) and len(found.motion["widowx_reach"].episode)
+    assert unseen.changed is not None, "nothing was played, but not without the envelope"
 
 
 def test_suites_that_a_world_lacks_are_not_asked_of_it(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import pytest
+from gate_data import LIMITS, NO_SUITES, audit, evidence, outcomes, reason, settings, world
 
 from rl_finetune.config.gates import GatesSection
 from rl_finetune.errors import UserError
@@ -18,60 +19,11 @@ from rl_finetune.promotion.records import (
     Evidence,
     LatencyRecord,
     Limits,
-    MotionAudit,
     ParityRecord,
     PolicyName,
     WorldRecord,
 )
 from rl_finetune.promotion.statistics import draw_pairs, score_interval, z_of
-
-KINDS = ("action", "velocity", "acceleration", "jerk", "workspace", "joint", "self_collision")
-LIMITS = Limits((-1.0, -1.0), (1.0, 1.0), (2.0, 2.0), (3.0, 3.0), (4.0, 4.0), ((-1.0, 1.0),) * 3)
-NO_SUITES = {"suites": {"required": []}}
-
-
-def world(name="a", *, both=100, won=50, lost=10, n=200, suite="none", body=None, seed=0, failed=0) -> WorldRecord:
-    """`both` succeed in the first episodes, then those that were won, then those that were lost, then neither."""
-    neither = n - both - won - lost
-    candidate = (True,) * (both + won) + (False,) * (lost + neither)
-    incumbent = (True,) * both + (False,) * won + (True,) * lost + (False,) * neither
-    return WorldRecord(name, body or f"body_{name}", suite, seed, candidate, incumbent, failed)
-
-
-def audit(name="a", **changes) -> MotionAudit:
-    sound = MotionAudit(
-        name, f"body_{name}", 5000, ((-0.5, 0.5),) * 2, (1.0,) * 2, (1.0,) * 2, (1.0,) * 2, measured=KINDS
-    )
-    return dataclasses.replace(sound, **changes)
-
-
-def evidence(*worlds: WorldRecord, **changes) -> Evidence:
-    """Everything in order but what is changed."""
-    worlds = worlds or (world(),)
-    labels = {record.world: record.embodiment for record in worlds}
-    bodies = list(dict.fromkeys(labels.values()))
-    sound = Evidence(
-        PolicyName("candidate", "1"), PolicyName("incumbent", "0"), worlds,
-        motion=tuple(audit(name, embodiment=body) for name, body in labels.items()),
-        latency=tuple(LatencyRecord(body, (0.1,) * 400, 0.1, 10) for body in bodies),
-        parity=tuple(ParityRecord(body, 32, (1e-4, 0.0), (0.1, 0.0)) for body in bodies),
-        limits=dict.fromkeys(bodies, LIMITS),
-    )  # fmt: skip
-    return dataclasses.replace(sound, **changes)
-
-
-def settings(**groups) -> GatesSection:
-    groups = {"plan": {"episodes": 200, "suite_episodes": 200}, **NO_SUITES, **groups}
-    return GatesSection.model_validate(groups)
-
-
-def outcomes(found, **groups) -> dict[str, str]:
-    """gate:name -> outcome."""
-    return {f"{check.gate}:{check.name}": check.outcome for check in judge(found, settings(**groups)).checks}
-
-
-def reason(found, name: str, **groups) -> str:
-    return next(c.reason for c in judge(found, settings(**groups)).checks if f"{c.gate}:{c.name}" == name)
 
 
 def test_a_better_policy_in_order_is_promoted_and_every_gate_says_so() -> None:
@@ -190,81 +142,6 @@ def test_the_worst_embodiment_is_a_mean_over_its_worlds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said", "why"),
-    [
-        ({}, "promote", "0 of 5000 control steps"),
-        ({"over": {"velocity": 1}, "velocity": (1.0, 2.5)}, "reject", "channel 1 reached 2.5 where 2 is the limit"),
-        ({"velocity": (1.0, 2.5)}, "hold", "yet no step was counted"),
-        ({"measured": ("action",)}, "hold", "velocity was not measured, and motion.required asks for it"),
-        ({"steps": 100}, "hold", "expected at least 3000 steps"),
-        ({"steps": 100, "over": {"velocity": 1}}, "reject", "1 of 100"),
-    ],
-)
-def test_motion(changes, said, why) -> None:
-    found = evidence(motion=(audit(**changes),))
-    assert outcomes(found)["motion:a/velocity"] == said
-    assert why in reason(found, "motion:a/velocity")
-
-
-def test_motion_counts_what_is_allowed_and_what_is_excused() -> None:
-    touched = evidence(motion=(audit(self_collisions=5),))
-    assert outcomes(touched)["motion:a/self_collision"] == "reject"
-    assert outcomes(touched, motion={"allowed": {"self_collision": 0.001}})["motion:a/self_collision"] == "promote"
-    blind = evidence(motion=(audit(measured=KINDS[:-1]),))
-    excused = {"excused": {"body_a": ["self_collision"]}}
-    assert outcomes(blind)["motion:a/self_collision"] == "hold"
-    assert outcomes(blind, motion=excused)["motion:a/self_collision"] == "promote"
-    with pytest.raises(UserError, match=r"motion\.excused .* got rover"):
-        judge(blind, settings(motion={"excused": {"rover": ["jerk"]}}))
-
-
-def test_motion_that_nothing_limits_or_nobody_audited_is_held() -> None:
-    free = evidence(limits={})
-    assert reason(free, "motion:a/jerk") == "body_a has no limit of jerk, and motion.required asks for it"
-    assert outcomes(free)["motion:a/joint"] == "promote", "joints are limited by the model"
-    assert outcomes(evidence(world("a"), world("b"), motion=(audit("a"),)))["motion:b"] == "hold"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "p50", "p99"),
-    [
-        ((0.1,) * 400, "promote", "promote"),
-        ((0.1,) * 367, "promote", "hold"),
-        ((0.6,) * 400, "reject", "promote"),
-        ((0.1,) * 396 + (0.9,) * 4, "promote", "hold"),
-        ((0.1,) * 380 + (0.9,) * 20, "promote", "reject"),
-        ((), "hold", "hold"),
-    ],
-)
-def test_latency(seconds, p50, p99) -> None:
-    # A chunk of 10 steps of 0.1 s lasts 1 s: p50 may take 0.5 s of it, p99 0.8 s.
-    found = outcomes(evidence(latency=(LatencyRecord("body_a", seconds, 0.1, 10),)))
-    assert (found["latency:body_a/p50"], found["latency:body_a/p99"]) == (p50, p99)
-
-
-def test_latency_names_the_calls_it_needs_and_the_body_nobody_timed() -> None:
-    few = evidence(latency=(LatencyRecord("body_a", (0.1,) * 20, 0.1, 10),))
-    assert "at least 368 calls are needed" in reason(few, "latency:body_a/p99")
-    assert outcomes(evidence(latency=()))["latency:body_a/p99"] == "hold"
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        ({}, "promote"),
-        ({"worst": (0.003, 0.0)}, "reject"),
-        ({"chunks": 31}, "hold"),
-        ({"worst": (0.0, 1e-6)}, "reject"),
-    ],
-)
-def test_parity(changes, said) -> None:
-    # Spreads 0.1 and 0: 2 % is 0.002 in the first channel and 2e-8 in the second, which stands still.
-    record = dataclasses.replace(ParityRecord("body_a", 32, (0.002, 1e-8), (0.1, 0.0)), **changes)
-    assert outcomes(evidence(parity=(record,)))["parity:body_a"] == said
-    assert outcomes(evidence(parity=()))["parity:body_a"] == "hold"
-
-
-@pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"worlds": (world(), world())}, "twice: got .* 2 times"),
@@ -277,6 +154,10 @@ def test_parity(changes, said) -> None:
         ({"latency": (LatencyRecord("body_a", (0.1,), 0.0, 10),)}, "a duration above 0"),
         ({"motion": (audit(jerk=(math.inf, 0.0)),)}, "motion in a: got inf"),
         ({"motion": (audit(over={"jerk": 5001}),)}, "5001 of 5000"),
+        ({"motion": (audit(changed=5001),)}, "5001 of 5000"),
+        ({"motion": (audit(changed=1, interventions={"jerk": 1}),)}, "1 changed steps for 1 reasons"),
+        ({"motion": (audit(guarded=True, changed=1, interventions={"jerk": 2}),)}, "1 changed steps for 2 reasons"),
+        ({"motion": (audit(guarded=True, changed=3, interventions={"jerk": 2}),)}, "3 changed steps for 2 reasons"),
         ({"limits": {"body_a": Limits(velocity=(1.0,))}}, "velocity: got 1 values; .* each of 2 channels"),
         ({"limits": {"body_a": dataclasses.replace(LIMITS, jerk=(math.nan, 4.0))}}, "finite numbers"),
         ({"motion": (audit(embodiment="other"),)}, "two bodies"),
@@ -317,13 +198,13 @@ def test_no_evidence_is_held_by_every_gate() -> None:
 
 
 def test_a_gate_that_is_off_is_seen_to_be_off() -> None:
-    slow = evidence(latency=(LatencyRecord("body_a", (2.0,) * 400, 0.1, 10),))
-    assert judge(slow, settings()).outcome == "reject"
-    verdict = judge(slow, settings(latency={"on": False}))
+    other = evidence(parity=(ParityRecord("body_a", 32, (1.0, 0.0), (0.1, 0.0)),))
+    assert judge(other, settings()).outcome == "reject"
+    verdict = judge(other, settings(parity={"on": False}))
     assert verdict.outcome == "promote"
-    (check,) = [check for check in verdict.checks if check.gate == "latency"]
-    assert (check.name, check.reason) == ("off", "not asked: gates.latency.on is false")
-    assert verdict.off == ("latency",) and judge(slow, settings()).off == ()
+    (check,) = [check for check in verdict.checks if check.gate == "parity"]
+    assert (check.name, check.reason) == ("off", "not asked: gates.parity.on is false")
+    assert verdict.off == ("parity",) and judge(other, settings()).off == ()
     with pytest.raises(ValueError, match="one of them on"):
         settings(success={"on": False}, tasks={"on": False})
 

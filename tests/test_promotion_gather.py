@@ -21,7 +21,8 @@ from rl_finetune.policy.adapters import add_adapters, save_adapters
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.promotion import judge
 from rl_finetune.promotion.evidence import evidence_from_dict, evidence_to_dict
-from rl_finetune.promotion.evidence.gather import gather, limits_of
+from rl_finetune.promotion.evidence.bounds import limits_of
+from rl_finetune.promotion.evidence.gather import gather
 from rl_finetune.promotion.evidence.latency import timed
 from rl_finetune.promotion.evidence.limits import limits_for
 from rl_finetune.promotion.evidence.parity import Question, compared, exported
@@ -152,6 +153,8 @@ def test_everything_is_gathered_judged_and_read_from_the_disk_the_second_time(
     (audit,), (latency,), (parity,) = evidence.motion, evidence.latency, evidence.parity
     assert audit.steps >= 4 and len(audit.velocity) == 7 and {"workspace", "self_collision"} <= set(audit.measured)
     assert len(latency.seconds) == 2 and parity.chunks == 9 and max(parity.worst) < 1e-3 * max(parity.scale)
+    assert audit.guarded and not any(audit.over[kind] for kind in ("action", "velocity", "acceleration", "jerk"))
+    assert 0 < audit.changed <= audit.steps and max(audit.interventions.values()) <= audit.changed
     assert evidence.limits == {"widowx": limits_for("widowx")}
     assert evidence_from_dict(json.loads(json.dumps(evidence_to_dict(evidence)))) == evidence
     assert judge(evidence, asked.gates).outcome != "promote"  # far too few episodes

@@ -85,6 +85,18 @@ def test_waypoints_stand_in_the_frame_in_which_the_chunk_before_ended() -> None:
     assert np.allclose(state, expected, atol=1e-12)
 
 
+def test_a_bases_speed_is_along_the_axes_of_its_chunk() -> None:
+    eighth, convention = np.pi / 4, body("waypoint", 3).action
+    # turn by 45 degrees on the spot; then two ahead, and one to the left, as the base stands
+    seen = log([[0, 0, eighth], [2, 0, 0], [2, 1, 0]], [1, 1, 0], [0, 0, 0])
+    moved = {
+        order: values / convention.rate**n for n, (order, values) in enumerate(differences(seen, convention).items(), 1)
+    }
+    assert np.allclose(moved["velocity"], [[0, 0, eighth], [2, 0, 0], [0, 1, 0]], atol=1e-6)
+    assert np.allclose(moved["acceleration"], [[0, 0, eighth], [2, 0, -eighth], [-2, 1, 0]], atol=1e-6)
+    assert np.allclose(moved["jerk"], [[0, 0, eighth], [2, 0, -2 * eighth], [-4, 1, eighth]], atol=1e-6)
+
+
 def test_points_are_not_compared_across_chunks_nor_anything_across_episodes() -> None:
     moved = differences(log([[0.1], [0.2], [0.9], [0.8]], [1, 0, 1, 0], [NAN]), body("trace", 1).action)
     assert np.allclose(moved["velocity"][:, 0], [NAN, 0.2, NAN, -0.2], equal_nan=True)

@@ -96,6 +96,14 @@ def test_every_check_is_in_the_table_with_its_numbers() -> None:
     assert '<details class="gate" id="gate-1">' in page  # 14 checks, all passed: folded
 
 
+def test_motion_says_how_often_the_envelope_stepped_in_and_why() -> None:
+    words = _Page(render(full())).words
+    assert "changed by the safety envelope: 154 steps (12.5 %) velocity: 150 jerk: 20" in words  # of 1,234
+    (audit,) = full().evidence.motion
+    raw = replace(full(), evidence=replace(full().evidence, motion=(replace(audit, guarded=False),)))
+    assert "played without the safety envelope" in _Page(render(raw)).words
+
+
 def test_gains_are_as_the_gates_have_them() -> None:
     asked = check("tasks", "world1", "hold", value=5.5, interval=(-7.0, 12.0), bound=-6.0)
     unmeasured = check("tasks", "world2", interval=None, value=0.0)

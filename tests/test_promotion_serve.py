@@ -23,9 +23,9 @@ from rl_finetune.config.serving import (
 from rl_finetune.errors import UserError
 from rl_finetune.policy import backbone
 from rl_finetune.promotion.records import Limits
-from rl_finetune.promotion.registry.bundle import make_bundle
-from rl_finetune.promotion.registry.contents import Provenance
-from rl_finetune.promotion.serving.start import assembled
+from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
+from rl_finetune.promotion.registry.contents import Acted, Provenance
+from rl_finetune.promotion.serving.start import _by_digest, assembled
 from tests.builders import episode_keys, observations, tiny_policy
 
 SERVE = ServeSection(network=NetworkSection(port=0), batching=BatchingSection(deadline=PATIENCE), follow=0.02)
@@ -40,7 +40,7 @@ def bundles(tmp_path_factory) -> list[Path]:
         tiny_policy(seed).save_pretrained(folder / f"policy-{seed}")
         make_bundle(
             folder / f"policy-{seed}", folder / "all" / str(seed), name=str(seed), provenance=Provenance("x"),
-            limits=FREE,
+            limits=FREE, acted=Acted(64, 0.6),
         )  # fmt: skip
     return [folder / "all" / "0", folder / "all" / "1"]
 
@@ -48,7 +48,7 @@ def bundles(tmp_path_factory) -> list[Path]:
 def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path):
     """Bit by bit, in the episode that it names; the shadow sees it too, and rolling over changes who acts."""
     config = ServeConfig(
-        bundle=str(bundles[0]), acting=ActingSection(temperature=0.6, seed=11), serve=SERVE,
+        bundle=str(bundles[0]), acting=ActingSection(seed=11), serve=SERVE,
         shadow=ShadowSection(bundle=str(bundles[1]), log=str(tmp_path / "logs" / "shadow.jsonl")),
     )  # fmt: skip
     seen = observations(1, seed=3)
@@ -69,6 +69,17 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
         assert np.array_equal(reply["actions"], right)
     line = json.loads((tmp_path / "logs" / "shadow.jsonl").read_text().splitlines()[0])
     assert line["incumbent"] == replies[0]["bundle"] and line["candidate"] == digest and max(line["rms"]) > 0
+
+
+def test_what_lies_in_a_registry_under_another_digest_is_not_loaded(bundles):
+    with pytest.raises(UserError, match=r"manifest\.json .*got hash"):
+        _by_digest(open_bundle)(bundles[0])  # its folder is called 0
+    digest = open_bundle(bundles[1]).digest
+    moved = bundles[1].rename(bundles[1].with_name(digest))
+    try:
+        assert _by_digest(open_bundle)(moved).digest == digest
+    finally:
+        moved.rename(bundles[1])
 
 
 def test_ever_new_prompts_do_not_fill_the_memory(monkeypatch):

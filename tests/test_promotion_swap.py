@@ -19,6 +19,7 @@ from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.promotion.records import Limits
+from rl_finetune.promotion.registry.contents import Acted
 from rl_finetune.promotion.serving.actor import Stage
 from rl_finetune.promotion.serving.reading import Reading, bodies
 from rl_finetune.promotion.serving.requests import ActReply, ActRequest
@@ -40,12 +41,15 @@ class Book:
     policies: dict[Path, QwenVLAPolicy]
     limits: Mapping[str, Limits] = field(default_factory=dict)
     opened: list[Path] = field(default_factory=list)
+    acted: dict[Path, Acted] = field(default_factory=dict)
+    sealed: dict[Path, str] = field(default_factory=dict)
 
     def __call__(self, folder: Path) -> Any:
         self.opened.append(folder)
         if folder not in self.policies:
             raise UserError("no bundle there", got=folder, expected="a bundle", do="make one")
-        return Page(f"digest of {folder}", str(folder), self.limits, self.policies[folder])
+        digest = self.sealed.get(folder, f"digest of {folder}")
+        return Page(digest, str(folder), self.limits, self.policies[folder], self.acted.get(folder, Acted()))
 
 
 @dataclass
@@ -54,6 +58,7 @@ class Page:
     name: str
     limits: Mapping[str, Limits]
     policy: QwenVLAPolicy
+    acted: Acted
 
     def load(self) -> QwenVLAPolicy:
         return self.policy
@@ -213,13 +218,50 @@ def test_way_back_leads_through_memory_or_the_folder(keep: bool) -> None:
     assert np.isfinite(stage.envelope("digest of new", "widowx").bounds.speed).all()
 
 
+def test_each_bundle_acts_as_it_was_judged_unless_the_settings_say_otherwise() -> None:
+    opener = replace(book(), acted={OLD: Acted(64, 0.6), NEW: Acted(64, 0.0)})
+    stage, asked = Stage(OLD, StageSettings(), opener=opener), requests(1)
+    assert stage.metadata()["embodiments"]["widowx"]["image_size"] == 64
+    for folder, seed, temperature in ((OLD, 0, 0.6), (NEW, 1, 0.0)):
+        if folder == NEW:
+            stage.swap(NEW)
+        np.testing.assert_array_equal(stage.act(asked)[0].actions, infer(tiny_policy(seed), asked, temperature)[0])
+    loud = Stage(NEW, StageSettings(temperature=0.6), opener=opener)
+    np.testing.assert_array_equal(loud.act(asked)[0].actions, infer(tiny_policy(1), asked, 0.6)[0])
+    for lacking, name in ((Acted(64), "temperature"), (Acted(None, 0.6), "image_size")):
+        with pytest.raises(UserError, match=f"with what {name} bundle 'old' acts.*set acting.{name}"):
+            Stage(OLD, StageSettings(), opener=replace(book(), acted={OLD: lacking}))
+
+
+def test_a_bundle_of_other_pictures_neither_takes_over_nor_watches(tmp_path: Path) -> None:
+    opener = replace(book(), acted={OLD: Acted(64, 0.6), NEW: Acted(32, 0.6)})
+    stage = Stage(OLD, StageSettings(), opener=opener)
+    with pytest.raises(UserError, match=r"cannot take over.*got pictures of 32 pixels; expected 64"):
+        stage.swap(NEW)
+    assert stage.metadata()["bundle"] == "digest of old"
+    watcher = Shadow(load(NEW, StageSettings(), opener), tmp_path / "log")
+    with pytest.raises(UserError, match="cannot take over"):
+        Stage(OLD, StageSettings(), opener=opener, shadow=watcher)
+    watcher.close()
+
+
+def test_the_way_back_does_not_lead_to_another_bundle_in_the_same_folder() -> None:
+    opener = book()
+    stage = Stage(OLD, replace(SETTINGS, keep_previous=False), opener=opener)
+    stage.swap(NEW)
+    opener.sealed[OLD] = "digest of an intruder"
+    with pytest.raises(UserError, match="another bundle than acted before"):
+        stage.rollback()
+    assert stage.act(requests(1))[0].digest == "digest of new"
+
+
 def candidate(policy: QwenVLAPolicy) -> Loaded:
     return load(NEW, SETTINGS, Book({NEW: policy}))
 
 
 def test_shadow_measures_and_does_not_act(tmp_path: Path) -> None:
     log, asked = tmp_path / "shadow.jsonl", requests(2)
-    with_shadow = Shadow(candidate(tiny_policy(1)), log, temperature=0.6)
+    with_shadow = Shadow(candidate(tiny_policy(1)), log)
     stage = Stage(OLD, SETTINGS, opener=book(), shadow=with_shadow)
     replies = stage.act(asked)
     until(lambda: log.exists() and log.read_text().count("\n") == 2)
@@ -240,7 +282,7 @@ def test_shadow_measures_and_does_not_act(tmp_path: Path) -> None:
 
 def test_trouble_of_the_shadow_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, log = tiny_policy(1), tmp_path / "shadow.jsonl"
-    with_shadow = Shadow(candidate(policy), log, temperature=0.6, waiting=1, log_bytes=1500)
+    with_shadow = Shadow(candidate(policy), log, waiting=1, log_bytes=1500)
     stage = Stage(OLD, SETTINGS, opener=book(), shadow=with_shadow)
     going, begun = threading.Event(), threading.Event()
 

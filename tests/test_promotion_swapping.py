@@ -60,7 +60,7 @@ def test_hot_swap_and_rollback_under_load_fail_no_request_and_drop_no_connection
         assert changes == [*sorted(changes[:-1], key=["first", *names].index), names[-2]]
 
 
-def test_the_registrys_pointer_is_followed(tmp_path):
+def test_the_registrys_pointer_is_followed(tmp_path, caplog):
     pointer = tmp_path / "promoted.json"
     pointer.write_text("first")
 
@@ -79,11 +79,14 @@ def test_the_registrys_pointer_is_followed(tmp_path):
         assert until(lambda: 'outcome="failed"} 1' in server._page())
         assert robot.send(observation())["bundle"] == "second"
         pointer.unlink()
+        assert until(lambda: "nothing is promoted any more" in caplog.text)
+        assert robot.send(observation())["bundle"] == "second"
         point("first")
         assert until(lambda: robot.send(observation())["bundle"] == "first")
         stage.digest = "something else"
         server._server.get_loop().call_soon_threadsafe(server.swapper.look_again)
         assert until(lambda: robot.send(observation())["bundle"] == "first")
+    assert caplog.text.count("nothing is promoted any more; second goes on") == 1  # not with every look
 
 
 def test_operators_need_their_own_key_and_choose_among_bundles_that_lie_there(monkeypatch, tmp_path):

@@ -33,7 +33,7 @@ class StatisticalSection(GateSection):
 
     level: float = Field(0.025, gt=0, lt=0.5)
     """Largest chance of passing a policy that is exactly at the bound. The same chance, shared among all that the gate
-    looks at, is that of rejecting such a policy (latency: of each quantile by itself)."""
+    looks at, is that of rejecting such a policy (latency never rejects)."""
 
 
 class PlanSection(Section):
@@ -101,6 +101,10 @@ class MotionSection(GateSection):
     """Robot tag -> kinds that need not be measured there: a rover has no arm to hit itself with."""
     allowed: dict[Motion, Share] = {}
     """Kind -> share of control steps that may be beyond the limit; 0 where it is not named."""
+    interventions: Share = 0.25
+    """Share of control steps that the safety envelope may have changed; a candidate with more is held. The scripted
+    experts never exceed a limit; where the envelope has to step in for more than one step in four, two in a chunk of
+    eight, the path on the robot is its work as much as the policy's, and nobody has trained it."""
     steps: int = Field(3000, ge=1)
     """Control steps that must have been looked at in each world. None over in n steps means, at 95 %, a share below
     3 / n, were steps independent; they are not quite."""

@@ -98,7 +98,10 @@ class PromoteConfig(Section):
     seed: int = Field(2_000_003, ge=0)
     """Seed of the held-out episodes: not the one by which training was watched."""
     temperature: float = Field(0.6, ge=0)
-    """Scale of the initial noise of the ODE sampler; what is served must use the same."""
+    """Scale of the initial noise of the ODE sampler; sealed into the bundle, and served with."""
+    guarded: bool = True
+    """Play both as they are served: through the server's safety envelope, each with its own bundle's limits. false
+    plays what they ask for, to compare; no robot is told that."""
     num_actors: int = Field(2, ge=0)
     """Processes that play; 0 plays in this one, without Ray."""
     gpus: float = Field(0.0, ge=0)

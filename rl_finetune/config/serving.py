@@ -78,10 +78,11 @@ class ServeSection(Section):
 class ActingSection(Section):
     """How the policy acts."""
 
-    image_size: int = Field(64, ge=8)
-    """Side of the square pictures that the policy was trained with, pixels; a robot's are scaled to it."""
-    temperature: float = Field(0.6, ge=0)
-    """Scale of the initial noise; an evaluation's, if served episodes are to be those evaluated."""
+    image_size: int | None = Field(None, ge=8)
+    """Side of the square pictures that the policy is shown, pixels, to which a robot's are scaled; null is what the
+    bundle was judged with."""
+    temperature: float | None = Field(None, ge=0)
+    """Scale of the initial noise; null is what the bundle was judged with."""
     seed: int = Field(1_000_003, ge=0)
     """Seed of the noise where a client brings none."""
     device: str = "cpu"

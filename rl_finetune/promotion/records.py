@@ -66,7 +66,8 @@ class WorldRecord:
 
 @dataclass(frozen=True, slots=True)
 class MotionAudit:
-    """How the candidate moved one body in simulation: extremes over all episodes, and how often limits were broken."""
+    """How the candidate moved one body in simulation: extremes over all episodes, how often limits were broken, and how
+    often the safety envelope kept them from being broken."""
 
     world: str
     """Label of the world."""
@@ -88,6 +89,12 @@ class MotionAudit:
     """Control steps in which the body touched itself."""
     measured: tuple[str, ...] = ()
     """Kinds that were looked at, `self_collision` included; what a world cannot tell is not among them."""
+    guarded: bool = False
+    """Whether the safety envelope stood between; then everything above is of what the body was told."""
+    changed: int = 0
+    """Control steps that the envelope changed."""
+    interventions: Mapping[str, int] = field(default_factory=dict)
+    """Why it did (see `serving.envelope.Guarded`) -> control steps; a step may have several reasons."""
 
 
 @dataclass(frozen=True, slots=True)

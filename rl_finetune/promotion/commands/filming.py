@@ -13,15 +13,19 @@ import torch
 
 import envs
 from actors.film import Film, film_episodes
+from actors.guarding import Guard
 from envs.supervision import WorldError
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.worlds import World
 from rl_finetune.metrics.report_data import Clip
+from rl_finetune.promotion.evidence.bounds import served_limits
 from rl_finetune.promotion.evidence.cache import Cache
+from rl_finetune.promotion.evidence.guarding import Envelopes
 from rl_finetune.promotion.evidence.play import planned
 from rl_finetune.promotion.evidence.policies import Weights
 from rl_finetune.promotion.records import NONE, WorldRecord
 from rl_finetune.promotion.report import ActionTrace, EpisodeClips
+from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import SeedKeys
 
 TRACES = 6
@@ -115,12 +119,18 @@ def _filmed(config: PromoteConfig, weights: Weights, picks: Sequence[Pick]) -> I
         try:
             with envs.make(played.name, len(episodes), **played.options) as env:
                 policy.make_room_for(env.spec)
-                shown = film_episodes(policy, env, keys, temperature=config.temperature)
+                guard = _guard(config, weights, handshake(policy.config.embodiments, env.spec))
+                shown = film_episodes(policy, env, keys, temperature=config.temperature, guard=guard)
         except WorldError as error:
             print(f"not filmed: {error}", file=sys.stderr)
             continue
         for film in shown:
             yield Pick(world, suite, film.episode), _clip(film, world)
+
+
+def _guard(config: PromoteConfig, weights: Weights, body: EmbodimentSpec) -> Guard | None:
+    """What stood between in the episodes that are filmed."""
+    return Envelopes({body.tag: served_limits(body, config, weights)})(body) if config.guarded else None
 
 
 def _world(config: PromoteConfig, label: str, suite: str) -> World:

@@ -16,7 +16,8 @@ from rl_finetune.errors import UserError
 from rl_finetune.promotion import judge as ask
 from rl_finetune.promotion.commands import CODES, CONFIG, EVIDENCE, REPORT, VERDICT, page, sealing, shelf, short
 from rl_finetune.promotion.evidence import Spoken, write_evidence
-from rl_finetune.promotion.evidence.gather import bodies_of, gather, limits_of
+from rl_finetune.promotion.evidence.bounds import check_bounds
+from rl_finetune.promotion.evidence.gather import bodies_of, gather
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Evidence, Outcome, Verdict
 from rl_finetune.promotion.registry.bundle import Bundle
@@ -90,8 +91,10 @@ def look(config: PromoteConfig) -> Sides:
             "candidate and incumbent are the same policy", got=incumbent.name.name, expected="two policies",
             do="name another candidate, for example candidate.adapter=runs/seed1/adapter",
         )  # fmt: skip
-    for body in bodies_of(config, candidate.weights, incumbent).values():
-        limits_of(body, config, candidate.weights)
+    if incumbent.bundle is not None:
+        sealing.check_acted(config, incumbent.bundle)
+    bodies = bodies_of(config, candidate.weights, incumbent)
+    check_bounds(bodies.values(), config, candidate.weights, incumbent)
     if config.trained is not None:
         find(config.trained)
     return Sides(candidate, incumbent)

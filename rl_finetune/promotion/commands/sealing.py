@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import envs
 from rl_finetune.config import files
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.schema import PolicySection
@@ -13,12 +14,12 @@ from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAConfig
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.promotion.commands import BUNDLE
-from rl_finetune.promotion.evidence.gather import limits_of
+from rl_finetune.promotion.evidence.bounds import limits_of
 from rl_finetune.promotion.evidence.limits import KNOWN
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import Bundle, make_bundle, open_bundle
-from rl_finetune.promotion.registry.contents import Provenance
+from rl_finetune.promotion.registry.contents import Acted, Provenance
 from rl_finetune.promotion.registry.durable import Json
 
 SOURCE = "source"
@@ -56,7 +57,8 @@ def candidate_of(config: PromoteConfig) -> Candidate:
     weights = find(config.candidate)
     if weights.bundle is not None:
         _check_plain(config.candidate)
-        _check_sealed(config, weights.bundle)
+        check_acted(config, weights.bundle)
+        _check_limits(config, weights.bundle)
         return Candidate(weights, weights.bundle.folder, weights.bundle)
     if config.candidate.guidance is not None:
         raise UserError(
@@ -72,7 +74,8 @@ def candidate_of(config: PromoteConfig) -> Candidate:
             f"{config.folder} holds another candidate", got=f"bundle {made.name} of other weights",
             expected=f"a bundle of {weights.name.name}", do="set another `folder`",
         )  # fmt: skip
-    _check_sealed(config, made)
+    check_acted(config, made)
+    _check_limits(config, made)
     return Candidate(weights, folder, made)
 
 
@@ -96,6 +99,7 @@ def sealed(config: PromoteConfig, candidate: Candidate) -> Bundle:
         asked.path, candidate.folder, name=config.bundle.name or _name(asked), provenance=provenance,
         adapter=None if asked.adapter is None else Path(asked.adapter), merge=config.bundle.merge,
         backbone=asked.backbone, limits=limits_for_all(config, candidate.weights), evaluations=evaluation,
+        acted=acted_in(config),
         sign_with=None if config.bundle.sign_with is None else Path(config.bundle.sign_with),
     )  # fmt: skip
 
@@ -109,6 +113,12 @@ def limits_for_all(config: PromoteConfig, weights: Weights) -> dict[str, Limits]
     bodies = QwenVLAConfig.load(local_folder(weights.section.path)).embodiments
     known = {*config.limits, *KNOWN}
     return {body.tag: limits_of(body, config, weights) for body in bodies if body.tag in known}
+
+
+def acted_in(config: PromoteConfig) -> Acted:
+    """How the candidate acts in its evaluation; no size of pictures where worlds differ in it."""
+    sizes = {envs.spec(world.name, **world.options).image_size for world in config.env.worlds()}
+    return Acted(sizes.pop() if len(sizes) == 1 else None, config.temperature)
 
 
 def source_of(bundle: Bundle) -> str:
@@ -127,7 +137,23 @@ def _check_plain(policy: PolicySection) -> None:
             )  # fmt: skip
 
 
-def _check_sealed(config: PromoteConfig, bundle: Bundle) -> None:
+def check_acted(config: PromoteConfig, bundle: Bundle) -> None:
+    """Whether a bundle is played with the pictures and the noise that are sealed into it, as it is served.
+
+    Raises:
+        UserError: with others.
+    """
+    played = acted_in(config)
+    for name in ("image_size", "temperature"):
+        said, asked = getattr(bundle.acted, name), getattr(played, name)
+        if None not in (said, asked) and said != asked:
+            raise UserError(
+                f"bundle {bundle.name} is served with another {name}", got=asked, expected=said,
+                do="judge it as it is served, or make another bundle",
+            )  # fmt: skip
+
+
+def _check_limits(config: PromoteConfig, bundle: Bundle) -> None:
     """A bundle's limits are sealed: other ones would be audited than the server keeps to."""
     for body in bundle.embodiments:
         tag = body.spec.tag

@@ -26,8 +26,12 @@ from actors.evaluator import EpisodeResults
 from actors.watching import MotionLog
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.evidence.codec import record_from
+from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.durable import canonical, parsed, replace_file, sha256
 from rl_finetune.types import Failure
+
+ENVELOPE = ("envelope", "limiter", "frames", "workspace")
+"""Modules that decide what a body is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,8 @@ class Key:
     """Of the episodes."""
     temperature: float
     """Of the policy."""
+    limits: Limits | None = None
+    """What the envelope kept it to; None where none stood between."""
 
     @property
     def digest(self) -> str:
@@ -125,10 +131,11 @@ class Cache:
 
 @cache
 def code_digest() -> str:
-    """SHA-256 over the sources that decide what happens in an episode: worlds, players, policy."""
+    """SHA-256 over the sources that decide what happens in an episode: worlds, players, policy, envelope."""
     roots = [Path(str(each.__file__)).parent for each in (envs, actors, rl_finetune)]
     files = [*roots[0].rglob("*.py"), *roots[1].rglob("*.py"), *(roots[2] / "policy").rglob("*.py")]
-    files += [roots[2] / name for name in ("keys.py", "spec.py", "types.py")]
+    files += [roots[2] / name for name in ("keys.py", "spec.py", "types.py", "promotion/evidence/guarding.py")]
+    files += [roots[2] / "promotion" / "serving" / f"{name}.py" for name in ENVELOPE]
     digest = hashlib.sha256()
     for path in sorted(files):
         digest.update(str(path.relative_to(roots[0].parent)).encode() + b"\0" + path.read_bytes())

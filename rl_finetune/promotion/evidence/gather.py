@@ -13,18 +13,17 @@ import numpy as np
 import torch
 
 import envs
-from rl_finetune.config.promotion import LimitsSection, PromoteConfig
+from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.worlds import World
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.promotion.evidence import latency, parity
-from rl_finetune.promotion.evidence.limits import limits_for
+from rl_finetune.promotion.evidence.bounds import check_bounds, limits_of
 from rl_finetune.promotion.evidence.motion import audit
 from rl_finetune.promotion.evidence.parity import Question
 from rl_finetune.promotion.evidence.play import Found, Gather, compare
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.evidence.progress import Progress
 from rl_finetune.promotion.records import Evidence, LatencyRecord, Limits, MotionAudit, ParityRecord
-from rl_finetune.promotion.registry.limits import check_limits
 from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import Observation, SeedKeys
 
@@ -45,6 +44,7 @@ def gather(config: PromoteConfig, progress: Progress, players: Gather | None = N
     """
     candidate, incumbent = find(config.candidate), find(config.opponent)
     bodies = bodies_of(config, candidate, incumbent)
+    check_bounds(bodies.values(), config, candidate, incumbent)
     limits = {body.tag: limits_of(body, config, candidate) for body in bodies.values()}
     found = compare(config, candidate, incumbent, progress, players)
     bench = _Bench(config, candidate)
@@ -57,19 +57,6 @@ def gather(config: PromoteConfig, progress: Progress, players: Gather | None = N
         motion=tuple(_audits(config, found, bodies, limits)), latency=tuple(bench.latency()), parity=same,
         limits=limits,
     )  # fmt: skip
-
-
-def limits_of(body: EmbodimentSpec, config: PromoteConfig, candidate: Weights) -> Limits:
-    """What is written in the config, else in the candidate's bundle (the server keeps to it), else known of the body.
-
-    Raises:
-        UserError: none of them says anything, or the config's are impossible.
-    """
-    if body.tag in config.limits:
-        return check_limits(body.tag, _plain(config.limits[body.tag]), body.action.channels)
-    if body.tag in candidate.limits:
-        return candidate.limits[body.tag]
-    return limits_for(body.tag)
 
 
 def bodies_of(config: PromoteConfig, *policies: Weights) -> Mapping[str, EmbodimentSpec]:
@@ -100,13 +87,6 @@ def _audits(
         if world.label in found.motion:
             body = bodies[world.label]
             yield audit(found.motion[world.label], body, limits[body.tag], world.label)
-
-
-def _plain(section: LimitsSection) -> Limits:
-    values = section.model_dump()
-    stale = values.pop("stale_after")
-    workspace = tuple((low, high) for low, high in values.pop("workspace"))
-    return Limits(**{name: tuple(each) for name, each in values.items()}, workspace=workspace, stale_after=stale)
 
 
 @dataclass

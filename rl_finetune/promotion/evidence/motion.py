@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.watching import MotionLog
+from rl_finetune.promotion.evidence.guarding import counted
 from rl_finetune.promotion.records import Limits, MotionAudit
 from rl_finetune.spec import ActionConvention, EmbodimentSpec
 from rl_finetune.types import BoolArray
@@ -29,6 +30,9 @@ Float64 = NDArray[np.float64]
 ORDERS = ("velocity", "acceleration", "jerk")
 ROUNDING = 1e-6
 """Share by which a limit may be exceeded: actions are float32."""
+PLACE = 2.0**-22
+"""Rounding of a place relative to the channel's greatest: the envelope's, and that of a float32 after it. Each
+difference of places doubles it."""
 
 
 def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> MotionAudit:
@@ -40,9 +44,10 @@ def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> M
         limits: what the body may be told; an empty tuple limits nothing, and that kind is not among the measured.
         world: label.
     """
+    why = log.changed
     actions = log.actions.astype(np.float64)
     moved = differences(log, body.action)
-    beyond = _beyond(log, actions, moved, limits)
+    beyond = _beyond(log, actions, moved, limits, body.action.rate)
     known = {kind: rows for kind, rows in beyond.items() if rows is not None and len(log.episode)}
     greatest = [_greatest(moved[order]) for order in ORDERS]
     measured = (*known, *(["self_collision"] if log.touching is not None and len(log.episode) else []))
@@ -50,6 +55,8 @@ def audit(log: MotionLog, body: EmbodimentSpec, limits: Limits, world: str) -> M
         world=world, embodiment=body.tag, steps=len(log.episode), actions=_range(actions), velocity=greatest[0],
         acceleration=greatest[1], jerk=greatest[2], over={kind: int(rows.sum()) for kind, rows in known.items()},
         self_collisions=0 if log.touching is None else int(log.touching.sum()), measured=measured,
+        guarded=why is not None, changed=0 if why is None else int((why != 0).sum()),
+        interventions={} if why is None else counted(why),
     )  # fmt: skip
 
 
@@ -94,7 +101,8 @@ def differences(log: MotionLog, convention: ActionConvention) -> Mapping[str, Fl
     """Order -> [T, c] derivative of the commanded state after each step, units/s, /s^2, /s^3.
 
     A body is at rest when its episode begins. NaN where it is not known from where it starts, and in the first steps of
-    chunks of points, which belong to no motion.
+    chunks of points, which belong to no motion. Waypoints turn with the base: their derivatives are along the axes of
+    the step's chunk, as its channels are and as the envelope limits them.
     """
     found = {order: np.full(log.actions.shape, np.nan) for order in ORDERS}
     counted = displaced(convention)
@@ -113,16 +121,33 @@ def differences(log: MotionLog, convention: ActionConvention) -> Mapping[str, Fl
             for order in ORDERS:
                 moved = np.diff(moved, axis=0) * convention.rate
                 found[order][at] = moved[len(moved) - len(at) :]
+        if convention.control == "waypoint":
+            for order in ORDERS:
+                found[order][rows, :2] = _turned(found[order][rows, :2], _headings(state[:, 2], fresh))
     return found
 
 
+def _headings(heading: Float64, fresh: BoolArray) -> Float64:
+    """[F] of the frames that steps are told in: where the chunk before ended, 0 in the first. Takes each step's own."""
+    begun = np.maximum.accumulate(np.where(fresh, np.arange(len(fresh)), 0))
+    return np.where(begun > 0, heading[begun - 1], 0.0)
+
+
+def _turned(vectors: Float64, headings: Float64) -> Float64:
+    """[F, 2] vectors of the plane along axes that are turned by `headings` [F]."""
+    cos, sin = np.cos(headings), np.sin(headings)
+    x, y = vectors.T
+    return np.stack([cos * x + sin * y, cos * y - sin * x], axis=1)
+
+
 def _beyond(
-    log: MotionLog, actions: Float64, moved: Mapping[str, Float64], limits: Limits
+    log: MotionLog, actions: Float64, moved: Mapping[str, Float64], limits: Limits, rate: float
 ) -> dict[str, BoolArray | None]:
     """Kind -> [T] steps beyond the limit; None where nobody limits or looked."""
     found: dict[str, BoolArray | None] = {"action": _outside(actions, limits.low, limits.high)}
-    for order in ORDERS:
-        found[order] = _outside(np.abs(moved[order]), (), getattr(limits, order))
+    slack = PLACE * np.abs(actions).max(0, initial=0.0)
+    for number, order in enumerate(ORDERS, 1):
+        found[order] = _outside(np.abs(moved[order]), (), getattr(limits, order), slack * (2 * rate) ** number)
     found["workspace"] = None
     if log.tools is not None and limits.workspace:
         hands = log.tools.astype(np.float64).reshape(len(log.tools), -1)
@@ -132,15 +157,17 @@ def _beyond(
     return found
 
 
-def _outside(values: Float64, low: Sequence[float], high: Sequence[float]) -> BoolArray | None:
-    """[T] whether any channel of [T, c] is beyond its limit; NaN is beyond nothing."""
+def _outside(
+    values: Float64, low: Sequence[float], high: Sequence[float], slack: Float64 | float = 0.0
+) -> BoolArray | None:
+    """[T] whether any channel of [T, c] is beyond its limit, by more than `slack` [c]; NaN is beyond nothing."""
     if not low and not high:
         return None
     beyond = np.zeros(len(values), bool)
     for bound, sign in ((low, -1.0), (high, 1.0)):
         if bound:
             limit = np.asarray(bound, np.float64)
-            beyond |= (sign * values > sign * limit + ROUNDING * np.abs(limit)).any(-1)
+            beyond |= (sign * values > sign * limit + ROUNDING * np.abs(limit) + slack).any(-1)
     return beyond
 
 

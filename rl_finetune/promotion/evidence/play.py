@@ -15,21 +15,25 @@ import numpy as np
 import envs
 from actors import cluster
 from actors.evaluator import EpisodeResults, together
+from actors.guarding import Guards
 from actors.playing import Alone, Company, Part, Remote, shares
 from actors.watching import MotionLog, joined
 from envs.supervision import WorldError
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import World
+from rl_finetune.promotion.evidence.bounds import served_limits
 from rl_finetune.promotion.evidence.cache import Cache, Episodes, Key
+from rl_finetune.promotion.evidence.guarding import Envelopes
 from rl_finetune.promotion.evidence.policies import Weights
 from rl_finetune.promotion.evidence.progress import Progress
 from rl_finetune.promotion.records import NONE, WorldRecord
+from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import Failure
 
 Side = Literal["candidate", "incumbent"]
-Gather = Callable[[PolicySection, Sequence[World], EvaluationSection], Company]
-"""Policy, worlds, episodes -> players."""
+Gather = Callable[[PolicySection, Sequence[World], EvaluationSection, Guards | None], Company]
+"""Policy, worlds, episodes, what stands between -> players."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +89,7 @@ def compare(
             desk.skip(company)
             continue
         worlds = [visit.world for visit in still]
-        hired = (players or _hired(config))(by_side[first.side].section, worlds, asked)
+        hired = (players or _hired(config))(by_side[first.side].section, worlds, asked, _guards(still))
         with hired:
             for number, visit in enumerate(still):
                 desk.play(hired, number, visit, _round(visit.world, config.num_actors))
@@ -103,7 +107,11 @@ def planned(config: PromoteConfig, by_side: Mapping[Side, Weights]) -> tuple[Vis
             for world in env.worlds():
                 if suite in lacking.get(world.label, ()):
                     continue
-                key = Key(weights.name.digest, world.name, world.options, asked.episodes, asked.seed, asked.temperature)
+                limits = served_limits(_body(world), config, weights) if config.guarded else None
+                key = Key(
+                    weights.name.digest, world.name, world.options, asked.episodes, asked.seed, asked.temperature,
+                    limits,
+                )  # fmt: skip
                 visits.append(Visit(side, suite, world, key, watched=suite == NONE and side == "candidate"))
     return tuple(visits)
 
@@ -118,7 +126,7 @@ def paired(visits: Sequence[Visit], found: Mapping[Visit, tuple[Episodes, Motion
         mine, watched = found[both["candidate"]]
         theirs, _ = found[both["incumbent"]]
         broken = mine.broken | theirs.broken
-        tag = _tag(both["candidate"].world)
+        tag = _body(both["candidate"].world).tag
         records.append(
             WorldRecord(label, tag, suite, seed, _won(mine, broken), _won(theirs, broken), failed=len(broken))
         )
@@ -131,8 +139,14 @@ def _won(episodes: Episodes, broken: frozenset[int]) -> tuple[bool, ...]:
     return tuple(done and number not in broken for number, done in enumerate(episodes.success))
 
 
-def _tag(world: World) -> str:
-    return envs.spec(world.name, **world.options).embodiment.tag
+def _body(world: World) -> EmbodimentSpec:
+    return envs.spec(world.name, **world.options).embodiment
+
+
+def _guards(visits: Sequence[Visit]) -> Guards | None:
+    """Envelopes of one policy, if it plays as it is served."""
+    limits = {_body(visit.world).tag: visit.key.limits for visit in visits if visit.key.limits is not None}
+    return Envelopes(limits) if limits else None
 
 
 @dataclass(slots=True)
@@ -183,9 +197,11 @@ def _companies(missing: Sequence[Visit]) -> Iterator[list[Visit]]:
 def _hired(config: PromoteConfig) -> Gather:
     """Processes, or this one."""
     if not config.num_actors:
-        return lambda policy, worlds, asked: Alone(policy, worlds, asked, gpus=config.gpus)
+        return lambda policy, worlds, asked, guards: Alone(policy, worlds, asked, gpus=config.gpus, guards=guards)
     cluster.connect(config.num_actors)
-    return lambda policy, worlds, asked: Remote(policy, worlds, asked, config.num_actors, gpus=config.gpus)
+    return lambda policy, worlds, asked, guards: Remote(
+        policy, worlds, asked, config.num_actors, gpus=config.gpus, guards=guards
+    )
 
 
 def _round(world: World, players: int) -> int:
@@ -210,6 +226,7 @@ def _lost(visit: Visit, cause: str) -> EpisodeResults:
 
 def _unseen(visit: Visit) -> MotionLog:
     """A log without steps."""
-    n, channels = visit.key.episodes, envs.spec(visit.world.name, **visit.world.options).embodiment.action.channels
+    n, channels = visit.key.episodes, _body(visit.world).action.channels
     none, held = np.zeros((0, channels), np.float32), np.full((n, channels), np.nan, np.float32)
-    return MotionLog(np.zeros(0, np.int64), np.zeros(0, bool), none, held, None, None, None)
+    unchanged = None if visit.key.limits is None else np.zeros(0, np.int64)
+    return MotionLog(np.zeros(0, np.int64), np.zeros(0, bool), none, held, None, None, None, unchanged)

@@ -7,13 +7,15 @@ from rl_finetune.promotion.gates.base import check_known, embodiments, held, pas
 from rl_finetune.promotion.records import Check, Evidence, Limits, MotionAudit, Outcome
 
 UNIT = "share of control steps"
-TOLERANCE = 1e-6
-"""Relative; extremes that were kept in another precision may round beyond a limit that they touch."""
+TOLERANCE = 1e-4
+"""Relative; extremes are differences of float32 actions, and may round beyond a limit that they touch."""
 LIMITED = {
     "action": ("low", "high"), "velocity": ("velocity",), "acceleration": ("acceleration",), "jerk": ("jerk",),
     "workspace": ("workspace",),
 }  # fmt: skip
 """Kind -> fields of `Limits`; without any of them there is nothing to be beyond."""
+GUARDED = ("action", "velocity", "acceleration", "jerk")
+"""Kinds that the safety envelope keeps for every body."""
 
 
 def motion_gate(evidence: Evidence, settings: MotionSection) -> tuple[Check, ...]:
@@ -22,6 +24,10 @@ def motion_gate(evidence: Evidence, settings: MotionSection) -> tuple[Check, ...
     What was seen is not an estimate: a step beyond a limit is unsafe however many were not, so above the allowed share
     is `reject`. `hold` where a world was not audited, a required kind was not measured or has no limit, too few steps
     were looked at for "never" to say anything, or extremes lie beyond a limit that no step was counted beyond.
+
+    Behind the safety envelope no step can be beyond what it limits; a step that is shows that it fails. A further check
+    for each world asks how often it had to step in; of episodes without it, how often more was asked for than it
+    allows. More often than allowed is `hold`: the robot is safe, but what moves it is not what was trained.
 
     Raises:
         UserError: a robot tag is excused that was not played.
@@ -37,6 +43,7 @@ def motion_gate(evidence: Evidence, settings: MotionSection) -> tuple[Check, ...
         limits = evidence.limits.get(audit.embodiment, Limits())
         kinds = dict.fromkeys([*settings.required, *audit.measured])
         found += [_unknown(audit, kind, limits, settings) or _seen(audit, kind, limits, settings) for kind in kinds]
+        found.append(_leaning(audit, settings))
     return tuple(found) or (held("motion", "none", "no motion was audited", unit=UNIT),)
 
 
@@ -91,6 +98,24 @@ def _seen(audit: MotionAudit, kind: str, limits: Limits, settings: MotionSection
     elif audit.steps < settings.steps:
         outcome, reason = "hold", f"{reason}; expected at least {settings.steps} steps"
     return Check("motion", f"{audit.world}/{kind}", outcome, share, None, allowed, UNIT, reason)
+
+
+def _leaning(audit: MotionAudit, settings: MotionSection) -> Check:
+    """Whether the policy leans on the envelope, or would."""
+    reasons = audit.interventions if audit.guarded else {kind: audit.over.get(kind, 0) for kind in GUARDED}
+    changed = audit.changed if audit.guarded else max(reasons.values())
+    share, allowed = changed / max(audit.steps, 1), settings.interventions
+    kinds = sorted(reasons.items(), key=lambda each: -each[1])
+    why = ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in kinds if count)
+    steps = f"{changed} of {audit.steps} control steps"
+    what = f"the safety envelope changed {steps}"
+    if not audit.guarded:
+        what = f"played without the safety envelope; {steps} asked for more than it allows"
+    reason = f"{what}: {share:.3g} where {allowed:g} is allowed{f' ({why})' if why else ''}"
+    outcome: Outcome = "promote" if share <= allowed else "hold"
+    if outcome == "hold":
+        reason += "; the policy leans on the envelope"
+    return Check("motion", f"{audit.world}/interventions", outcome, share, None, allowed, UNIT, reason)
 
 
 def _allowed(kind: str, settings: MotionSection) -> float:

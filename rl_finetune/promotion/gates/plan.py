@@ -127,9 +127,13 @@ def _check_motion(audit: MotionAudit, limits: Limits) -> None:
     what = f"motion in {audit.world}"
     _check_numbers(what, (*audit.velocity, *audit.acceleration, *audit.jerk), signed=False)
     _check_numbers(what, tuple(end for pair in audit.actions for end in pair), signed=True)
-    counts = [audit.self_collisions, *audit.over.values()]
+    counts = [audit.self_collisions, audit.changed, *audit.over.values(), *audit.interventions.values()]
     if audit.steps < 0 or min(counts) < 0 or max(counts) > audit.steps:
         raise UserError(what, got=f"{max(counts)} of {audit.steps} steps", expected="a share of them", do=REDO)
+    reasons = audit.interventions.values()
+    if (audit.changed and not audit.guarded) or not max(reasons, default=0) <= audit.changed <= sum(reasons):
+        got = f"{audit.changed} changed steps for {sum(reasons)} reasons"
+        raise UserError(what, got=got, expected="one or more for each, behind the envelope only", do=REDO)
     check_limits(audit.embodiment, limits, len(audit.actions))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits, PolicyName
 from rl_finetune.promotion.registry import signing
-from rl_finetune.promotion.registry.contents import TASK, BundledBody, Contents, Provenance, chosen_limits
+from rl_finetune.promotion.registry.contents import TASK, Acted, BundledBody, Contents, Provenance, chosen_limits
 from rl_finetune.promotion.registry.durable import sha256, sync_folder
 from rl_finetune.promotion.registry.filling import bodies_of, put_evaluations, put_weights, sync_tree
 from rl_finetune.promotion.registry.manifest import (
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rl_finetune.policy import QwenVLAPolicy
 
 NO_LIMITS: Mapping[str, Limits] = {}
+UNSAID = Acted()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,11 @@ class Bundle:
     def provenance(self) -> Provenance:
         """Where the weights come from."""
         return self.contents.provenance
+
+    @property
+    def acted(self) -> Acted:
+        """How it acted where it was judged."""
+        return self.contents.acted
 
     @property
     def signer(self) -> str:
@@ -152,6 +158,7 @@ def make_bundle(
     backbone: str | None = None,
     limits: Mapping[str, Limits] = NO_LIMITS,
     evaluations: Sequence[Path] = (),
+    acted: Acted = UNSAID,
     sign_with: Path | None = None,
 ) -> Bundle:
     """Put a policy and all that belongs to it into a new folder, written beside and renamed.
@@ -166,6 +173,7 @@ def make_bundle(
         backbone: another folder or hub id for the backbone, as the policy was trained with.
         limits: robot tag -> what the body may be told; others get defaults from their normalisation.
         evaluations: files (.json, .jsonl) that speak for the policy; copied under their names.
+        acted: how it acts where it is judged, and shall be served.
         sign_with: private key in PEM.
 
     Raises:
@@ -182,7 +190,7 @@ def make_bundle(
         weights, guidance = put_weights(beside, policy, backbone, adapter, merge)
         bodies = bodies_of(beside / POLICY)
         told = replace(provenance, evaluations=put_evaluations(beside, evaluations))
-        contents = Contents(name, weights, bodies, chosen_limits(bodies, limits), told, guidance, signer)
+        contents = Contents(name, weights, bodies, chosen_limits(bodies, limits), told, guidance, signer, acted)
         (beside / RECORD).write_bytes(contents.data)
         manifest = Manifest.of(beside)
         (beside / MANIFEST).write_bytes(manifest.data)

@@ -62,6 +62,20 @@ class BundledBody:
     """[c] 99 % quantiles: normalised 1."""
 
 
+SIDES = 8, 2048
+"""Least and greatest side of a policy's pictures, pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acted:
+    """How the policy acted where it was judged; it is served alike."""
+
+    image_size: int | None = None
+    """Side of the square pictures, pixels; None where nobody said, or worlds differed."""
+    temperature: float | None = None
+    """Scale of the initial noise; None where nobody said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """All of `bundle.json`."""
@@ -80,6 +94,8 @@ class Contents:
     """beta of a merged policy that acts on advice; an adapter keeps its own."""
     signer: str = ""
     """Name of the public key that signed the manifest; empty where nobody did."""
+    acted: Acted = Acted()
+    """How it acted where it was judged."""
 
     @property
     def data(self) -> bytes:
@@ -121,7 +137,18 @@ def _contents(value: dict[str, Any]) -> Contents:
     provenance = Provenance(**{**given, "seeds": tuple(given["seeds"])})
     if value["weights"] not in ("plain", "merged", "adapter"):
         raise ValueError(f"weights {value['weights']!r}")
-    return Contents(**{**value, "embodiments": bodies, "limits": limits, "provenance": provenance})
+    acted = _acted(value.get("acted", {}))
+    return Contents(**{**value, "embodiments": bodies, "limits": limits, "provenance": provenance, "acted": acted})
+
+
+def _acted(value: dict[str, Any]) -> Acted:
+    acted = Acted(**value)
+    size, temperature = acted.image_size, acted.temperature
+    if not (size is None or (type(size) is int and SIDES[0] <= size <= SIDES[1])):
+        raise ValueError(f"image_size {size!r}")
+    if not (temperature is None or (type(temperature) in (int, float) and 0 <= temperature < float("inf"))):
+        raise ValueError(f"temperature {temperature!r}")
+    return acted
 
 
 def _spec(value: dict[str, Any]) -> EmbodimentSpec:
@@ -196,9 +223,10 @@ def chosen_limits(bodies: Sequence[BundledBody], given: Mapping[str, Limits]) ->
     """Those that somebody gave, and defaults for the other bodies.
 
     Raises:
-        UserError: some are of a body that the policy was not trained for, or impossible.
+        UserError: some are of a body that the policy was not trained for, impossible, or cannot be kept by a server.
     """
     from rl_finetune.promotion.registry.limits import default_limits
+    from rl_finetune.promotion.serving.envelope import bounds_of
 
     unknown = sorted(given.keys() - {body.spec.tag for body in bodies})
     if unknown:
@@ -206,11 +234,10 @@ def chosen_limits(bodies: Sequence[BundledBody], given: Mapping[str, Limits]) ->
             "limits of an embodiment that the policy was not trained for", got=repr(unknown[0]),
             expected=f"one of {sorted(body.spec.tag for body in bodies)}", do="correct the tag",
         )  # fmt: skip
-    return {
-        body.spec.tag: check_limits(
-            body.spec.tag,
-            given.get(body.spec.tag) or default_limits(body.spec, body.low, body.high),
-            body.spec.action.channels,
-        )
-        for body in bodies
-    }
+    chosen: dict[str, Limits] = {}
+    for body in bodies:
+        tag = body.spec.tag
+        limits = given.get(tag) or default_limits(body.spec, body.low, body.high)
+        chosen[tag] = check_limits(tag, limits, body.spec.action.channels)
+        bounds_of(body.spec, limits)
+    return chosen

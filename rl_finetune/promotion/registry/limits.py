@@ -9,6 +9,7 @@ from typing import cast
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.durable import Json
+from rl_finetune.promotion.serving.frames import framed
 from rl_finetune.spec import EmbodimentSpec
 
 MARGIN = 0.1
@@ -24,9 +25,10 @@ PERIODS = 2
 def default_limits(body: EmbodimentSpec, low: Sequence[float], high: Sequence[float]) -> Limits:
     """Limits from what was demonstrated.
 
-    Actions may be `MARGIN` beyond the quantiles. A channel may cross that whole range within one chunk, as smoothly as
-    people reach: that is its velocity. It may start or stop at that speed within one control step, which sets
-    acceleration, and stop in the step after it started, which sets jerk; it may not reverse at full speed. A gripper's
+    Actions may be `MARGIN` beyond the quantiles, and displacements may always be none. A channel may cross that whole
+    range within one chunk, as smoothly as people reach: that is its velocity. It may start or stop at that speed within
+    one control step, which sets acceleration, and stop in the step after it started, which sets jerk; it may not
+    reverse at full speed. A gripper's
     command may jump from one end to the other and back in every step. Where the tool may go, actions do not tell: no
     workspace.
 
@@ -36,9 +38,11 @@ def default_limits(body: EmbodimentSpec, low: Sequence[float], high: Sequence[fl
         high: [c] 99 % quantiles.
     """
     rate, duration = body.action.rate, body.action.horizon / body.action.rate
-    grippers = gripper_channels(body)
+    grippers, moving = gripper_channels(body), framed(body)
     rows = []
     for channel, (least, most) in enumerate(zip(low, high, strict=True)):
+        if moving[channel]:
+            least, most = min(least, 0.0), max(most, 0.0)
         reach = MARGIN * (most - least)
         if channel in grippers:
             rows.append((-1.0, 1.0, 2 * rate, 4 * rate**2, 8 * rate**3))

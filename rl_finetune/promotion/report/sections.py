@@ -93,6 +93,8 @@ class MotionCard:
     """Bars of how much of the limits was used."""
     counts: tuple[tuple[str, int | None], ...]
     """(kind, control steps beyond), None where the world could not tell."""
+    reasons: tuple[tuple[str, int], ...]
+    """(why the safety envelope changed control steps, how many), the most frequent first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +279,10 @@ def _motion(audit: MotionAudit, data: CandidateReport) -> MotionCard:
     counts = {"workspace": audit.over.get("workspace", 0), "joint": audit.over.get("joint", 0)}
     counts["self_collision"] = audit.self_collisions
     shown = tuple((kind.replace("_", "-"), counts[kind] if kind in audit.measured else None) for kind in COUNTED)
-    return MotionCard(audit, tuple(found), use_rows(rows), shown)
+    reasons = sorted(audit.interventions.items(), key=lambda each: -each[1])
+    return MotionCard(
+        audit, tuple(found), use_rows(rows), shown, tuple((kind.replace("_", " "), n) for kind, n in reasons)
+    )
 
 
 def _use_row(use: Use, audit: MotionAudit, data: CandidateReport) -> UseRow:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -32,6 +33,14 @@ def verified(folder: Path) -> Any:
     return open_bundle(folder)
 
 
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """A bundle that acted before, and is not kept in memory."""
+
+    folder: Path
+    digest: str
+
+
 class Stage:
     """Holds the policy that acts; every method may be called from any thread, `act` from one at a time."""
 
@@ -47,12 +56,14 @@ class Stage:
             shadow: watches a candidate; closed by whoever made it.
 
         Raises:
-            UserError: the bundle cannot be served.
+            UserError: the bundle cannot be served, or the shadow's could not take over from it.
         """
         self._settings, self._opener, self._shadow = settings, opener, shadow
         self._changing = Lock()
         self._acting = load(folder, settings, opener)
-        self._previous: Loaded | Path | None = None
+        if shadow is not None:
+            check_successor(self._acting, shadow.candidate)
+        self._previous: Loaded | _Left | None = None
         self._rules: dict[str, Mapping[str, Envelope]] = {self._acting.digest: self._acting.envelopes}
 
     def act(self, requests: Sequence[ActRequest]) -> list[ActReply]:
@@ -67,7 +78,7 @@ class Stage:
         replies: dict[int, ActReply] = {}
         for rows in alike(requests):
             since = time.perf_counter()
-            chunks = infer(acting.policy, [requests[row] for row in rows], self._settings.temperature)
+            chunks = infer(acting.policy, [requests[row] for row in rows], acting.temperature)
             seconds = time.perf_counter() - since
             for row, actions in zip(rows, chunks, strict=True):
                 replies[row] = ActReply(actions, acting.digest, seconds, len(rows))
@@ -83,10 +94,9 @@ class Stage:
     def metadata(self) -> dict[str, Any]:
         """What a client is told on connecting: plain texts, numbers, lists and maps."""
         acting = self._acting
-        size = self._settings.image_size
         said = {
             body.tag: {
-                "views": list(body.views), "image_size": size, "control": body.action.control,
+                "views": list(body.views), "image_size": acting.image_size, "control": body.action.control,
                 "rotation": body.action.rotation, "gripper": body.action.gripper, "channels": body.action.channels,
                 "horizon": body.action.horizon, "rate": body.action.rate,
                 "stale_after": acting.envelopes[body.tag].stale_after,
@@ -117,13 +127,20 @@ class Stage:
                     "nothing to roll back to", got="only one bundle since the start", expected="a swap before",
                     do="swap in the bundle that is wanted",
                 )  # fmt: skip
-            if isinstance(previous, Path):
-                previous = load(previous, self._settings, self._opener)
-            self._replace(previous)
+            self._replace(self._again(previous) if isinstance(previous, _Left) else previous)
+
+    def _again(self, left: _Left) -> Loaded:
+        found = load(left.folder, self._settings, self._opener)
+        if found.digest != left.digest:
+            raise UserError(
+                f"{left.folder} holds another bundle than acted before", got=found.digest[:12],
+                expected=left.digest[:12], do="bring that bundle back, or swap in the one that is wanted",
+            )  # fmt: skip
+        return found
 
     def _replace(self, new: Loaded) -> None:
         check_successor(self._acting, new)
         old = self._acting
         self._rules[new.digest] = new.envelopes
         self._acting = new
-        self._previous = old if self._settings.keep_previous else old.folder
+        self._previous = old if self._settings.keep_previous else _Left(old.folder, old.digest)

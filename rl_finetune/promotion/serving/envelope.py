@@ -58,14 +58,20 @@ class Guarded:
 
     actions: FloatArray
     """[H, c] action units."""
-    interventions: Mapping[str, int]
-    """Kind -> control steps: `action`, `velocity`, `acceleration`, `jerk` where the chunk asked for more than allowed;
-    `stopping` where a step kept these limits but not the possibility to stop within them, or was left to make a later
-    one possible; `workspace`; `not_finite`, `stale`, `backwards` where all was held."""
+    changed: tuple[frozenset[str], ...]
+    """[H] why each step was changed; empty where it was not. `action`, `velocity`, `acceleration`, `jerk` where the
+    chunk asked for more than allowed; `stopping` where a step kept these limits but not the possibility to stop within
+    them, or was left to make a later one possible; `workspace`; `not_finite`, `stale`, `backwards` where all was
+    held."""
     end: Motion
     """After the last step, in the frame of the next chunk."""
     held: bool = False
     """Whether the body was told to stand still."""
+
+    @property
+    def interventions(self) -> Mapping[str, int]:
+        """Kind -> control steps."""
+        return dict(Counter(kind for step in self.changed for kind in step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +129,7 @@ class Envelope:
         path = start.along(asked)
         if not joins(start, asked, self.bounds, _slack(asked)).all() or (self._outside(path) > TOUCH).any():
             return None
-        return Guarded(chunk, {}, carried(path.row(-1), self.body))
+        return Guarded(chunk, (frozenset(),) * len(chunk), carried(path.row(-1), self.body))
 
     def _start(self, asked: Float64, motion: Motion | None) -> Motion:
         """What the first step goes on from."""
@@ -136,7 +142,7 @@ class Envelope:
         """The chunk as closely as the limits allow."""
         asked, bounds = chunk.astype(np.float64), self.bounds
         slack, wanted = _slack(asked), self._clipped(asked)
-        counts: Counter[str] = Counter()
+        changed: list[frozenset[str]] = []
         now, places = self._start(asked, motion), []
         for index, pace in enumerate(slopes(wanted)):
             step = towards(now, wanted[index : index + AHEAD], pace, bounds, slack)
@@ -144,10 +150,10 @@ class Envelope:
             if (np.abs(step.place - wanted[index]) > slack).any() and not kinds:
                 kinds = {"stopping"}
             step, left = self._kept_inside(now, step)
-            counts.update(kinds | left)
+            changed.append(frozenset(kinds | left))
             now = step
             places.append(now.place)
-        return Guarded(np.array(places, np.float32), dict(counts), carried(now, self.body))
+        return Guarded(np.array(places, np.float32), tuple(changed), carried(now, self.body))
 
     def hold(self, motion: Motion | None, steps: int, kind: str) -> Guarded:
         """Stand still, braking as the limits allow: no displacement, joints and grippers as they were told last.
@@ -171,7 +177,8 @@ class Envelope:
         last = path[-1] if path else motion
         places = [m.place for m in path] + [last.place] * (steps - len(path))
         end = last if len(path) == steps else Motion.resting(last.place)
-        return Guarded(np.array(places, np.float32), {kind: steps}, carried(end, self.body), held=True)
+        why = (frozenset({kind}),) * steps
+        return Guarded(np.array(places, np.float32), why, carried(end, self.body), held=True)
 
     def _kept_inside(self, now: Motion, step: Motion) -> tuple[Motion, set[str]]:
         """The step, or braking where it would lead a tool further out of the workspace than braking does."""

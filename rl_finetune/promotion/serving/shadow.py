@@ -68,19 +68,18 @@ class ShadowSummary:
 class Shadow:
     """Watches one candidate in a thread of its own."""
 
-    def __init__(
-        self, candidate: Loaded, log: Path, *, temperature: float, waiting: int = 4, log_bytes: int = 16_777_216
-    ) -> None:
+    def __init__(self, candidate: Loaded, log: Path, *, waiting: int = 4, log_bytes: int = 16_777_216) -> None:
         """Start watching.
 
         Args:
             candidate: made ready with `swap.load`.
             log: JSON Lines file, one line a chunk; when it is full it becomes `<log>.1`, in the place of the last.
-            temperature: the incumbent's.
             waiting: batches that may wait; further ones are dropped.
             log_bytes: size at which a log is full.
         """
-        self._candidate, self._log, self._temperature, self._log_bytes = candidate, log, temperature, log_bytes
+        self.candidate = candidate
+        """Who is watched."""
+        self._log, self._log_bytes = log, log_bytes
         self._queue: Queue[_Batch | None] = Queue(waiting)
         self._lock = threading.Lock()
         self._sums: dict[str, _Sum] = {}
@@ -134,18 +133,18 @@ class Shadow:
 
     def _compare(self, requests: Sequence[ActRequest], replies: Sequence[ActReply]) -> None:
         since = time.perf_counter()
-        chunks = infer(self._candidate.policy, requests, self._temperature)
+        chunks = infer(self.candidate.policy, requests, self.candidate.temperature)
         seconds = time.perf_counter() - since
         for request, reply, chunk in zip(requests, replies, chunks, strict=True):
             self._note(request, reply, chunk.astype(np.float64) - reply.actions, seconds)
 
     def _note(self, request: ActRequest, reply: ActReply, difference: Float64, seconds: float) -> None:
-        quantiles = self._candidate.policy.quantiles[request.embodiment]
+        quantiles = self.candidate.policy.quantiles[request.embodiment]
         scale = (np.array(quantiles.q99) - np.array(quantiles.q01)) / 2
         rms = np.sqrt((difference**2).mean(0))
         line = {
             "time": time.time(), "embodiment": request.embodiment, "session": request.env, "episode": request.episode,
-            "chunk": request.chunk, "incumbent": reply.digest, "candidate": self._candidate.digest,
+            "chunk": request.chunk, "incumbent": reply.digest, "candidate": self.candidate.digest,
             "rms": rms.tolist(), "worst": np.abs(difference).max(0).tolist(), "relative": (rms / scale).tolist(),
             "seconds": [reply.seconds, seconds],
         }  # fmt: skip

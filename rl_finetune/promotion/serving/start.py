@@ -12,7 +12,7 @@ import torch
 
 from rl_finetune.config.serving import ServeConfig
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.bundle import open_bundle
+from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
 from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.serving.actor import Stage
 from rl_finetune.promotion.serving.server import PolicyServer, run
@@ -51,7 +51,7 @@ def assembled(config: ServeConfig) -> Iterator[PolicyServer]:
     folder, followed = _chosen(config, trusted)
     shadow = _shadow(config, settings, opener)
     try:
-        stage = Stage(folder, settings, opener=opener, shadow=shadow)
+        stage = Stage(folder, settings, opener=_by_digest(opener) if followed else opener, shadow=shadow)
         sessions = partial(Session, rules=stage, seed=acting.seed)
         yield PolicyServer(stage, sessions, config.serve, followed=followed, bundles=folder.resolve().parent)
     finally:
@@ -71,6 +71,11 @@ def _chosen(config: ServeConfig, trusted: list[Path]) -> tuple[Path, Followed | 
     return _promoted(registry), Followed(pointer, lambda: _promoted(registry), seen)
 
 
+def _by_digest(opener: Callable[..., Bundle]) -> Opener:
+    """Of a registry, whose bundles lie under their digests: what is loaded is what was promoted."""
+    return lambda folder: opener(folder, digest=folder.name)
+
+
 def _promoted(registry: Registry) -> Path:
     bundle = registry.promoted()
     if bundle is None:
@@ -84,7 +89,7 @@ def _shadow(config: ServeConfig, settings: StageSettings, opener: Opener) -> Sha
     log = Path(config.shadow.log)
     log.parent.mkdir(parents=True, exist_ok=True)
     candidate = load(Path(config.shadow.bundle), settings, opener)
-    return Shadow(candidate, log, temperature=settings.temperature)
+    return Shadow(candidate, log)
 
 
 def _nothing(got: str) -> UserError:

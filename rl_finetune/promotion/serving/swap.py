@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAPolicy, TorchContext
 from rl_finetune.policy.policy import Seen
 from rl_finetune.promotion.records import Limits
+from rl_finetune.promotion.registry.contents import Acted
 from rl_finetune.promotion.serving.batching import kind_of
 from rl_finetune.promotion.serving.envelope import Envelope
 from rl_finetune.promotion.serving.requests import ActRequest
@@ -30,9 +31,12 @@ class Opened(Protocol):
     def name(self) -> str: ...
     @property
     def limits(self) -> Mapping[str, Limits]: ...
+    @property
+    def acted(self) -> Acted: ...
     def load(self) -> QwenVLAPolicy: ...
 
 
+Number = TypeVar("Number", int, float)
 Opener = Callable[[Path], Opened]
 """Folder -> bundle, or UserError."""
 
@@ -41,10 +45,10 @@ Opener = Callable[[Path], Opened]
 class StageSettings:
     """How policies act here."""
 
-    image_size: int
-    """Side of the square pictures that the policies were trained with, pixels."""
-    temperature: float
-    """Scale of the initial noise; an evaluation's, if served episodes are to be those evaluated."""
+    image_size: int | None = None
+    """Side of the square pictures that policies are shown, pixels; None is what each bundle says."""
+    temperature: float | None = None
+    """Scale of the initial noise; None is what each bundle says."""
     device: str = "cpu"
     """Where policies are put, as torch names it."""
     keep_previous: bool = True
@@ -65,6 +69,10 @@ class Loaded:
     """Its weights; nobody changes them."""
     envelopes: Mapping[str, Envelope]
     """Robot tag -> what that body may be told."""
+    image_size: int
+    """Side of the square pictures that it is shown, pixels."""
+    temperature: float
+    """Scale of its initial noise."""
 
     @property
     def bodies(self) -> tuple[EmbodimentSpec, ...]:
@@ -76,28 +84,37 @@ def load(folder: Path, settings: StageSettings, opener: Opener) -> Loaded:
     """Verify, load and warm up; a first chunk in every body shows that it can act.
 
     Raises:
-        UserError: the bundle is damaged, its limits cannot be kept, or what it computes is not finite.
+        UserError: the bundle is damaged, its limits cannot be kept, nobody says how it acts, or what it computes is not
+            finite.
     """
     bundle = opener(folder)
+    size = _said("image_size", settings.image_size, bundle.acted.image_size, bundle)
+    temperature = _said("temperature", settings.temperature, bundle.acted.temperature, bundle)
     policy = bundle.load().eval().to(torch.device(settings.device))
     bodies = policy.config.embodiments
     envelopes = {body.tag: Envelope.of(body, bundle.limits.get(body.tag, Limits())) for body in bodies}
     for body in bodies:
-        chunk = infer(policy, [_nothing(body, settings.image_size)], settings.temperature)[0]
+        chunk = infer(policy, [_nothing(body, size)], temperature)[0]
         if not np.isfinite(chunk).all():
             raise UserError(
                 f"bundle {bundle.name!r} cannot act", got=f"numbers that are not finite for {body.tag}",
                 expected="finite actions", do="keep the present bundle, and look at the weights",
             )  # fmt: skip
-    return Loaded(folder, bundle.digest, bundle.name, policy, envelopes)
+    return Loaded(folder, bundle.digest, bundle.name, policy, envelopes, size, temperature)
 
 
 def check_successor(old: Loaded, new: Loaded) -> None:
     """Whether clients of `old` could go on under `new` without noticing.
 
     Raises:
-        UserError: it does not know a body, or means something else by its views or actions.
+        UserError: it does not know a body, means something else by its views or actions, or sees pictures of another
+            size, which requests under way do not have.
     """
+    if new.image_size != old.image_size:
+        raise UserError(
+            f"bundle {new.name!r} cannot take over from {old.name!r}", got=f"pictures of {new.image_size} pixels",
+            expected=f"{old.image_size}", do="serve it on its own",
+        )  # fmt: skip
     known = {body.tag: body for body in new.bodies}
     for body in old.bodies:
         if known.get(body.tag) != body:
@@ -141,6 +158,16 @@ def infer(policy: QwenVLAPolicy, requests: Sequence[ActRequest], temperature: fl
 def _rows(seen: Seen, rows: list[int]) -> Seen:
     context = seen if isinstance(seen, TorchContext) else seen.plain
     return seen.rows(torch.tensor(rows, device=context.hidden.device))
+
+
+def _said(name: str, setting: Number | None, bundled: Number | None, bundle: Opened) -> Number:
+    said = bundled if setting is None else setting
+    if said is None:
+        raise UserError(
+            f"nobody says with what {name} bundle {bundle.name!r} acts", got="null in settings and bundle",
+            expected="what it was evaluated with", do=f"set acting.{name}, or make the bundle again",
+        )  # fmt: skip
+    return said
 
 
 def _nothing(body: EmbodimentSpec, size: int) -> ActRequest:

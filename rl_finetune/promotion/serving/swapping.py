@@ -79,20 +79,24 @@ class Swapper:
         self._look_again.set()
 
     async def follow(self, followed: Followed, period: float) -> None:
-        """Serve what the pointer means, for ever. A bundle that cannot be served is tried once for each change.
+        """Serve what the pointer means, for ever. A bundle that cannot be served is tried once for each change; where
+        nothing is promoted any more, the present one goes on acting, and the log says so.
 
         Args:
             followed: the pointer.
             period: seconds between looks.
         """
-        self._pointed = followed.seen
+        self._pointed, gone = followed.seen, False
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(period):
                     await self._look_again.wait()
             self._look_again.clear()
             content = said_by(followed.pointer)
-            if content is None or content == self._pointed:
+            if content is None and not gone:
+                LOG.error("nothing is promoted any more; %s goes on: stop the server if it shall not", self.digest)
+            gone = content is None
+            if content in (None, self._pointed):
                 continue
             self._pointed = content
             try:
