@@ -420,3 +420,15 @@ def test_evaluate_plays_every_suite_and_writes_it_down(
     with pytest.raises(UserError, match="option 'perturb': got 'colours'"):
         evaluation.evaluate(EvaluateConfig(suites=["background", "colours"]))
     assert len(asked) == 3  # refused before anything was played
+
+
+def test_a_varied_body_tells_as_much_of_how_it_stands_as_a_plain_one() -> None:
+    held = []
+    for options in ({}, {"perturb": "background", "randomise": ["latency"]}):
+        with envs.make("franka_reach", 2, control="joint", **options) as env:
+            env.watching = True
+            chunk = expert_chunk(env, env.reset(keys(2)))
+            env.step_chunk(chunk)
+            held.append(np.stack([motion.held for motion in env.watched]))
+    assert np.isfinite(held[0]).all()
+    np.testing.assert_array_equal(held[0], held[1])

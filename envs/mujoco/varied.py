@@ -133,6 +133,10 @@ class Varied(Task):
         """See `Task.expert`."""
         return self.inner.expert(privileged, disturbed)
 
+    def staying(self, now: Now, last: Float64) -> Float64 | None:
+        """See `Variable.staying`."""
+        return self.inner.staying(self._own(now), last)
+
     def things(self, now: Now) -> Things | None:
         """See `Task.things`."""
         return self.inner.things(self._own(now))
