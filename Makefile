@@ -10,7 +10,7 @@ train: setup  ## the main job: reinforcement learning of the shipped tiny policy
 	$(BIN)/rl-finetune train $(ARGS)
 
 test: setup check  ## static checks and all tests, under 8 minutes on 2 cores
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup  ## style, types, floors
 	$(BIN)/ruff check .

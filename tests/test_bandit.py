@@ -241,8 +241,16 @@ def repair(policy: QwenVLAPolicy, task: Task, setup: Setup, law: Law, seed: int)
     return ROUNDS
 
 
-@pytest.mark.parametrize(("task", "seed"), zip(TASKS, (0, 1), strict=True))
-@pytest.mark.parametrize(("name", "law"), [(name, law) for name, setup in SETUPS.items() for law in setup.laws])
+@pytest.mark.parametrize(
+    ("name", "law", "task", "seed"),
+    [
+        (name, law, task, seed)
+        for name, setup in SETUPS.items()
+        for number, law in enumerate(setup.laws)
+        for seed, task in enumerate(TASKS)
+        if seed == 0 or number == 0  # further laws in one of the tasks
+    ],
+)
 def test_objective_repairs_a_broken_policy(name: str, law: str, task: str, seed: int) -> None:
     setup, policy = SETUPS[name], deepcopy(broken(task, seed))
     policy.critic = setup.critic

@@ -76,7 +76,10 @@ def bereaved(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run of many small rounds, one of whose runners is killed after the second."""
     folder = tmp_path_factory.mktemp("bereaved") / "run"
     words = ("train", "--config", "smoke", "run.iterations=60", "run.checkpoint_every=100", "env.num_envs=4")
-    small = ("rollout.chunks=1", "objective.minibatch=4", "evaluation.episodes=2", "evaluation.clips=0")
+    small = (
+        "rollout.chunks=1", "objective.minibatch=4", "evaluation.episodes=2", "evaluation.clips=0",
+        "learner.num_learners=1",
+    )  # fmt: skip
     job = Job(folder, *words, *small, f"policy.path={policy}", f"run.folder={folder}")
     job.wait_until(lambda found: len(found) >= 2)
     job.kill_one("ray::FlowEnvRun")
@@ -134,7 +137,7 @@ def test_the_adapter_has_moved(straight: Job) -> None:
 def test_evaluate_plays_what_the_run_played(straight: Job, policy: Path, tmp_path: Path) -> None:
     """Merged adapters in another process: the same episodes end the same way, but for rounding at the very edge."""
     words = ("policy.adapter=" + str(straight.folder / "adapter"), f"evaluation.episodes={EPISODES}", "env.num_envs=16")
-    same = ("env.options.tolerance=0.044", "evaluation.temperature=1.0", "output=found.json")
+    same = ("env.options.tolerance=0.044", "evaluation.temperature=1.0", "num_actors=1", "output=found.json")
     done = run("evaluate", f"policy.path={policy}", *words, *same, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert re.match(r"success \d+\.\d% \[\d+\.\d%, \d+\.\d%\] on 24 held-out episodes of widowx_reach", done.stdout)
