@@ -220,6 +220,18 @@ def test_impossible_combinations_name_the_setting(field: str, got: str, override
 
 
 @pytest.mark.parametrize(
+    ("field", "got"),
+    [("env.num_envs", "64"), ("env.workers", "2"), ("env.patience", "9.0"), ("env.mix.1.chunks", "5")],
+)
+def test_supervised_training_refuses_what_it_does_not_read(field: str, got: str) -> None:
+    mix = "env.mix=[{name: widowx_reach, share: 3}, {name: rover_navigate}]"
+    assert load(SFTConfig, None, [STAGE, mix]).env.shares == (3.0, 1.0)
+    assert f"impossible combination at {field!r}: got {got}; expected" in refused(
+        STAGE, mix, f"{field}={got}", kind=SFTConfig
+    )
+
+
+@pytest.mark.parametrize(
     "overrides",
     [
         ["env.num_envs=2", "objective.minibatch=8"],

@@ -337,7 +337,14 @@ class SFTConfig(Section):
     """Success of the result."""
 
     @model_validator(mode="after")
-    def _held_out(self) -> SFTConfig:
+    def _possible(self) -> SFTConfig:
         seed = self.evaluation.seed
         require(self.seed != seed, "seed", seed, "another than evaluation.seed: held-out episodes are not seen")
+        for name in ("num_envs", "workers", "patience"):
+            value, default = getattr(self.env, name), EnvSection.model_fields[name].default
+            why = f"{default}, which sft does not read: the expert plays a batch of its own in this process"
+            require(value == default, f"env.{name}", value, why)
+        for number, world in enumerate(self.env.mix):
+            field = f"env.mix.{number}.chunks"
+            require(world.chunks is None, field, world.chunks, "null: `demonstrations` counts the chunks of sft")
         return self
