@@ -58,22 +58,26 @@ class _Placed:
 
 @torch.no_grad()
 def measured_with(player: Seated, job: TrainConfig) -> tuple[TrainConfig, Calibration]:
-    """The same with a player that is there already, on the first observations of its environments."""
+    """The same with a player that is there already, on the first observations of its environments.
+
+    What is measured is the law as it acts, `exploration.scale` of this body included.
+    """
     ids, law, steps = np.arange(player.env.num_envs), job.exploration, job.rollout.denoising_steps
     keys = SeedKeys(job.run.seed, ids, np.zeros_like(ids), job.objective.group_size)
     seen = player.policy.look(player.env.reset(keys))
-    correlation = law.correlation.get(player.body.tag, 0.0)
+    correlation, scale = law.correlation.get(player.body.tag, 0.0), law.scale.get(player.body.tag, 1.0)
     if law.law == "calibrated":
         found = calibrate(
             player.policy, seen, keys, player.body, num_steps=steps, executed_std=law.executed_std,
             max_level=law.max_level, temperature=law.temperature, correlation=correlation,
         )  # fmt: skip
     else:
-        levels = tuple(law.levels or [law.noise_level] * steps)
+        levels = tuple(scale * level for level in law.levels or [law.noise_level] * steps)
         like = FlowSDE(steps, levels=levels, temperature=law.temperature, correlation=correlation)
         reached = contributions(player.policy, seen, keys, player.body, like)
         odds = reached / reached.sum()
         overall = float(np.sqrt((odds * reached**2).sum()))
         found = Calibration(levels, tuple(odds.tolist()), tuple(reached.tolist()), overall)
-    settled = law.model_copy(update={"levels": list(found.levels), "odds": list(found.odds)})
+    unscaled = [level / scale for level in found.levels]  # the actors scale them again
+    settled = law.model_copy(update={"levels": unscaled, "odds": list(found.odds)})
     return job.model_copy(update={"exploration": settled}), found

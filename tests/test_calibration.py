@@ -275,6 +275,19 @@ def test_measuring_is_at_the_temperature_and_correlation_of_training() -> None:
     assert np.abs(plain / np.array(found.contribution) - 1).max() > 0.01
 
 
+@pytest.mark.parametrize("chosen", [{"law": "calibrated", "executed_std": 0.03}, {"odds": "contribution"}], ids=str)
+def test_what_is_measured_of_a_scaled_body_is_what_it_does(chosen: dict[str, Any]) -> None:
+    made, found, policy = settled(job(**chosen, scale={"widowx": 0.5}))
+    acted = law_for("widowx", law_of(made), made.exploration)
+    assert isinstance(acted, FlowSDE) and acted.levels == pytest.approx(found.levels)
+    if "executed_std" in chosen:
+        assert found.executed_std == pytest.approx(0.03, rel=0.01)
+    keys = SeedKeys(made.run.seed, np.arange(6), np.zeros(6, np.int64))
+    with envs.make("widowx_reach", 6) as env, torch.no_grad():
+        reached = contributions(policy, policy.look(env.reset(keys)), keys, WIDOWX, acted)
+    np.testing.assert_allclose(reached, found.contribution, rtol=1e-4)
+
+
 def test_a_law_that_nobody_measured_is_no_law() -> None:
     for open_ in (job(law="calibrated"), job(odds="contribution")):
         with pytest.raises(ValueError, match="not measured yet"):
