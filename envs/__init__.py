@@ -16,7 +16,7 @@ from envs.mujoco.build import build
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 
-__all__ = ["REGISTRY", "Entry", "VectorEnv", "make", "spec"]
+__all__ = ["REGISTRY", "Entry", "VectorEnv", "alone_on", "make", "spec"]
 
 PATIENCE = 60.0
 """Seconds: hundreds of times a slow machine's chunk."""
@@ -32,6 +32,8 @@ class Entry:
     """Options -> spec, importing no simulator."""
     build: Callable[[int, Any], VectorEnv]
     """Number of environments, options -> the environment, in this process."""
+    alone_on: Callable[[Any], str | None] = lambda _: None
+    """Options -> what one such environment must have to itself, whatever its size; None is nothing."""
 
 
 def _simulated(world: catalogue.World) -> Entry:
@@ -44,7 +46,7 @@ def _simulated(world: catalogue.World) -> Entry:
 
 REGISTRY: dict[str, Entry] = {name: _simulated(world) for name, world in catalogue.WORLDS.items()}
 REGISTRY[gymnasium.NAME] = Entry(gymnasium.GymnasiumOptions, gymnasium.spec, gymnasium.build)
-REGISTRY[isaac.NAME] = Entry(isaac.IsaacOptions, isaac.spec, isaac.build)
+REGISTRY[isaac.NAME] = Entry(isaac.IsaacOptions, isaac.spec, isaac.build, isaac.alone_on)
 """Name -> entry. Adding an environment is one line here, or in `envs.mujoco.catalogue`."""
 
 
@@ -81,6 +83,12 @@ def spec(name: str, /, **options: Any) -> EnvSpec:
     """What `make(name, ..., **options)` would promise; imports no simulator. Raises like `make`."""
     entry = _entry(name)
     return entry.describe(_options(name, entry, options))
+
+
+def alone_on(name: str, /, **options: Any) -> str | None:
+    """What one such environment must have to itself, in words; None where there may be many. Raises like `make`."""
+    entry = _entry(name)
+    return entry.alone_on(_options(name, entry, options))
 
 
 def _entry(name: str) -> Entry:

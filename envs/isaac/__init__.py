@@ -11,7 +11,7 @@ from __future__ import annotations
 from envs.base import VectorEnv
 from envs.isaac.options import NAME, IsaacOptions, spec
 
-__all__ = ["NAME", "IsaacOptions", "build", "spec"]
+__all__ = ["NAME", "IsaacOptions", "alone_on", "build", "spec"]
 
 
 def build(num_envs: int, options: IsaacOptions) -> VectorEnv:
@@ -19,3 +19,11 @@ def build(num_envs: int, options: IsaacOptions) -> VectorEnv:
     from envs.isaac.client import IsaacEnv
 
     return IsaacEnv(num_envs, options)
+
+
+def alone_on(options: IsaacOptions) -> str | None:
+    """The GPU that one Isaac process takes."""
+    from envs.isaac.gpu import physical
+
+    number = physical(options.device)
+    return None if number is None else f"GPU {number}"

@@ -26,6 +26,7 @@ def evaluate(config: EvaluateConfig) -> int:
     Returns the exit code.
     """
     suites = {name: config.model_copy(update={"env": config.env.perturbed(name)}) for name in config.suites}
+    preflight.check_alone(config.env, config.num_actors, config.gpus)
     for asked in (config, *suites.values()):
         preflight.check(asked.policy, asked.env)
     preflight.check_prompt(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -38,6 +39,32 @@ def check(policy: PolicySection, env: EnvSection) -> None:
         load_adapters(loaded, Path(policy.adapter))
     for world in worlds:
         envs.make(world.name, 1, **world.options).close()
+
+
+def check_alone(env: EnvSection, actors: int, gpus: float, *, by: str = "") -> None:
+    """Refuse to start a world more often than there is room for it; an actor with whole `gpus` has them to itself.
+
+    Args:
+        env: the worlds.
+        actors: processes that each hold all of them.
+        gpus: GPUs of each actor.
+        by: what `num_actors` and `gpus` are under.
+
+    Raises:
+        UserError: two processes would each need the same thing for themselves.
+    """
+    number = Counter[str]()
+    for world in env.worlds():
+        if (needed := envs.alone_on(world.name, **world.options)) is not None:
+            number[needed] += max(1, min(world.workers, world.num_envs // actors)) * (1 if gpus >= 1 else actors)
+    for needed, times in number.items():
+        if times > 1:
+            raise UserError(
+                f"{env.title} has {needed} to itself, once",
+                got=f"{times} of it: {by}num_actors={actors}, env.workers={env.workers}, {len(env.labels)} in env.mix",
+                expected="one",
+                do=f"set {by}num_actors=1 and env.workers=0, or give each actor a GPU of its own with {by}gpus=1",
+            )
 
 
 def check_prompt(config: EvaluateConfig) -> None:
