@@ -10,7 +10,7 @@ import torch
 from actors.guarding import Guard
 from envs import VectorEnv
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.spec import handshake
+from rl_finetune.spec import EmbodimentSpec, handshake
 from rl_finetune.types import ImageArray, SeedKeys
 
 
@@ -40,6 +40,15 @@ def film_episodes(
     """
     body = handshake(policy.config.embodiments, env.spec)
     env.filming = True
+    try:
+        return _filmed(policy, env, keys, body, temperature, guard)
+    finally:
+        env.filming = False
+
+
+def _filmed(
+    policy: QwenVLAPolicy, env: VectorEnv, keys: SeedKeys, body: EmbodimentSpec, temperature: float, guard: Guard | None
+) -> list[Film]:
     observation = env.reset(keys)
     view = env.spec.embodiment.views[0]
     frames = [[picture[None]] for picture in observation.images[view]]
@@ -53,9 +62,8 @@ def film_episodes(
         for i in np.flatnonzero(running).tolist():
             frames[i].append(env.filmed[i] if env.filmed else outcome.observation.images[view][i][None])
         success |= outcome.success & running
-        running &= ~(outcome.terminated | outcome.truncated)
+        running &= ~(outcome.terminated | outcome.truncated | outcome.failed)
         chunk, observation = chunk + 1, outcome.observation
-    env.filming = False
     return [
         Film(np.concatenate(parts), text, bool(done), int(number), env.spec.name)
         for parts, text, done, number in zip(frames, instructions, success, keys.env, strict=True)
