@@ -17,6 +17,7 @@ from actors.evaluator import EpisodeResults
 from actors.film import Film
 from actors.player import Player, Seat
 from rl_finetune.config.schema import TrainConfig
+from rl_finetune.errors import RunError, UserError, told
 from rl_finetune.policy.adapters import equip, load_trained_state, set_version
 from rl_finetune.policy.laws import law_for, law_of
 from rl_finetune.spec import shared_state
@@ -33,6 +34,15 @@ class FlowEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         super().__init__(config=config, **kwargs)
         self.job = TrainConfig.model_validate(config.env_config[JOB_KEY])
+        self.trouble: UserError | RunError | None = None
+        try:
+            self._build()
+        except Exception as error:
+            if ray.get_runtime_context().was_current_actor_reconstructed:
+                raise
+            self.trouble = told(error)  # of what a constructor raises, Ray hands on the text alone
+
+    def _build(self) -> None:
         job, holders = self.job, max(self.num_workers, 1)
         worlds = [w.share(self.worker_index - 1, holders) for w in job.env.worlds(job.objective.group_size)]
         self.player = Player(job.policy, worlds, job.evaluation, gpus=job.rollout.gpus)
@@ -40,6 +50,10 @@ class FlowEnvRunner(EnvRunner):
         self.player.policy = adapted.to(self.player.policy.device).eval()
         self.version = 0
         self.law = law_of(job)
+
+    def started(self) -> UserError | RunError | None:
+        """Why it could not, if it could not; nothing else may be asked then."""
+        return self.trouble
 
     def sample(self, *, round_number: int = 0, **_: Any) -> list[Trajectory]:
         """One round in each world, from fresh episodes; their numbers leave room for those begun in earlier rounds."""
@@ -59,13 +73,22 @@ class FlowEnvRunner(EnvRunner):
             world=seat.world.label,
         )
 
-    def play(self, world: int, episodes: IntArray) -> EpisodeResults:
-        """Held-out episodes by number [M] of one world, under the present weights."""
-        return self.player.play(world, episodes)
+    def play(self, world: int, episodes: IntArray) -> EpisodeResults | UserError | RunError:
+        """Held-out episodes by number [M] of one world, under the present weights; or why that would fail again.
 
-    def film(self, world: int, episodes: IntArray) -> list[Film]:
-        """The same held-out episodes, frame by frame."""
-        return self.player.film(world, episodes)
+        Whatever else is raised ends this process, and Ray restarts it.
+        """
+        try:
+            return self.player.play(world, episodes)
+        except (UserError, RunError) as error:
+            return error
+
+    def film(self, world: int, episodes: IntArray) -> list[Film] | UserError | RunError:
+        """The same held-out episodes, frame by frame; or why there are no pictures."""
+        try:
+            return self.player.film(world, episodes)
+        except Exception as error:
+            return told(error)
 
     def assert_healthy(self) -> None:
         """Raise unless construction went through."""
@@ -90,4 +113,5 @@ class FlowEnvRunner(EnvRunner):
 
     def stop(self) -> None:
         """Close the renderers."""
-        self.player.close()
+        if self.trouble is None:
+            self.player.close()

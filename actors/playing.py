@@ -21,6 +21,7 @@ from actors.player import Player
 from actors.watching import MotionLog
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import World
+from rl_finetune.errors import RunError, UserError
 from rl_finetune.types import IntArray
 
 
@@ -56,9 +57,11 @@ def evaluate(
         gpus: GPUs of each.
         shuffle: see `run_episodes`.
         told: label -> robot tag that the prompt names; None is the true one.
-    """
-    import ray
 
+    Raises:
+        UserError: what a player refused; of those that start, as soon as the first one does.
+        WorldError: a world of a player cannot be kept alive.
+    """
     episodes = np.array_split(np.arange(evaluation.episodes), players)
     # No more environments than episodes: among copies of one, `shuffle` would hand it its own picture.
     held = [replace(w, env_ids=w.env_ids[: max(1, len(episodes[-1]))]) for w in shares(worlds, players)]
@@ -71,7 +74,7 @@ def evaluate(
         ]
         for number, world in enumerate(worlds)
     }
-    return {label: together(ray.get(parts)) for label, parts in asked.items()}
+    return {label: together([_got(part) for part in parts]) for label, parts in asked.items()}
 
 
 class Company(ABC):
@@ -156,7 +159,7 @@ class Remote(Company):
             (done, *_), _ = ray.wait(list(running))
             number, player = running.pop(done)
             free.append(player)
-            answer = ray.get(done)
+            answer = _got(done)
             yield Part(number, *answer) if watch else Part(number, answer, None)
 
     def close(self) -> None:
@@ -182,5 +185,40 @@ def _remote(
 ) -> list[Any]:
     import ray
 
-    remote = ray.remote(num_cpus=0.5, num_gpus=gpus)(Player)
-    return [remote.remote(policy, worlds, evaluation, gpus=gpus, guards=guards) for _ in range(players)]
+    remote = ray.remote(num_cpus=0.5, num_gpus=gpus)(_Distant)
+    hired = [remote.remote(policy, worlds, evaluation, gpus=gpus, guards=guards) for _ in range(players)]
+    starting = [player.start.remote() for player in hired]
+    try:
+        while starting:
+            (done, *_), starting = ray.wait(starting)
+            _got(done)
+    except BaseException:
+        for player in hired:
+            ray.kill(player)
+        raise
+    return hired
+
+
+class _Distant(Player):
+    """A player that is built when it is told to start: of what a constructor raises, Ray hands on the text alone."""
+
+    def __init__(self, *given: Any, **options: Any) -> None:
+        self._given = given, options
+
+    def start(self) -> None:
+        """See `Player`."""
+        given, options = self._given
+        super().__init__(*given, **options)
+
+
+def _got(reference: Any) -> Any:
+    """The answer of a player, or its own error without Ray's account of it."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except Exception as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, UserError | RunError):
+            raise cause from None
+        raise

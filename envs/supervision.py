@@ -22,7 +22,7 @@ import numpy as np
 
 from envs.ledger import Ledger, share
 from envs.worker import Answer, Breakdown, Build, Errand, Worker, converse
-from rl_finetune.errors import UserError
+from rl_finetune.errors import RunError, UserError
 from rl_finetune.types import ActionChunk, BoolArray, ChunkOutcome, Failure, IntArray, SeedKeys
 
 PIECES = 4
@@ -34,7 +34,7 @@ EVENTS = 1_000
 log = logging.getLogger(__name__)
 
 
-class WorldError(RuntimeError):
+class WorldError(RunError):
     """Environments cannot be kept alive; says which and why."""
 
 

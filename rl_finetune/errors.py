@@ -1,4 +1,4 @@
-"""The one kind of error a user can cause: a single line, exit code 2."""
+"""Errors that end a run in a single line: exit code 2 where the user's input caused it, 1 where it did not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ class UserError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (self.what, str(self.got), str(self.expected), self.do)
+
+
+class RunError(RuntimeError):
+    """The run cannot go on, and its input is not to blame. The command line prints one line, with exit code 1."""
+
+
+def told(error: Exception) -> UserError | RunError:
+    """An error as another process hears of it: it pickles, and is a line."""
+    return error if isinstance(error, UserError | RunError) else RunError(f"{type(error).__name__}: {error}")
 
 
 def _rebuild(what: str, got: str, expected: str, do: str) -> UserError:

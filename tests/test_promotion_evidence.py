@@ -296,6 +296,7 @@ def test_rounds_go_to_whoever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
         def __init__(self, *_: object, **__: object) -> None:
             hired.append(self)
             self.got: list[list[int]] = []
+            self.start = SimpleNamespace(remote=lambda: Handle((self, None)))
             self.play = SimpleNamespace(remote=self._play)
 
         def _play(self, world: int, part: np.ndarray) -> tuple[Actor, list[int]]:

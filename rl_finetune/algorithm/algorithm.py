@@ -33,10 +33,12 @@ from actors.env_runner import JOB_KEY, FlowEnvRunner
 from actors.evaluator import EpisodeResults, together
 from actors.film import Film
 from learners.advantages import credit
+from rl_finetune.algorithm import filming
 from rl_finetune.algorithm.learners import Learners
 from rl_finetune.algorithm.summary import Clock, iteration_row
 from rl_finetune.checkpoint import RunState, complete, load_state
 from rl_finetune.config.schema import TrainConfig
+from rl_finetune.errors import RunError, UserError
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.store import load_round, rounds, save_round
 from rl_finetune.types import ScoredTrajectory, Trajectory
@@ -73,7 +75,7 @@ class FlowRLConfig(AlgorithmConfig):
             num_gpus_per_env_runner=job.rollout.gpus,
             max_requests_in_flight_per_env_runner=job.rollout.lag + 2,
             create_local_env_runner=False,
-            validate_env_runners_after_construction=True,
+            validate_env_runners_after_construction=False,  # `_check_started` does, and tells the cause
         )
         config.fault_tolerance(restart_failed_env_runners=True, env_runner_health_probe_timeout_s=1.0)
         config.framework("torch")
@@ -96,11 +98,12 @@ class FlowRL(Algorithm):
         with cluster.stderr_closed():  # Ray's core warns of what RLlib does to make runners restartable
             super().setup(config)
         self.job = TrainConfig.model_validate(self.config.env_config[JOB_KEY])
+        _check_started(self.env_runner_group)
         self.state = RunState(0, 0, 0, 0.0, 0, (), self.job.learner.num_learners)
         self.row: IterationRow | None = None
         self.learners = Learners(self.job)
         self.recent: deque[list[ScoredTrajectory]] = deque(maxlen=self.job.objective.replay)
-        self.requested = 0
+        self.requested = self.films = 0
         self._publish()
 
     def training_step(self) -> None:
@@ -148,9 +151,7 @@ class FlowRL(Algorithm):
             if found:
                 return [made for one in found for made in one]
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause"
-                )
+                raise RunError(f"no EnvRunner came back within {RESTART_PATIENCE:.0f} s; see Ray's logs for the cause")
             time.sleep(1)
             self.restore_env_runners(self.env_runner_group)
 
@@ -162,7 +163,7 @@ class FlowRL(Algorithm):
     def _judge(self, trajectories: list[Trajectory], report: Any, weights: TrainedWeights, clock: Clock) -> None:
         self.state, self.row = iteration_row(
             self.state, trajectories, report, clock, publish_bytes=weights.nbytes, recent=RECENT,
-            healthy=self.env_runner_group.num_healthy_remote_env_runners(), events=self._take_events(),
+            healthy=self.env_runner_group.num_healthy_remote_env_runners(), events=self.take_events(),
         )  # fmt: skip
         self.metrics.log_dict({k: v for k, v in self.row.to_dict().items() if isinstance(v, int | float)}, window=1)
 
@@ -182,16 +183,32 @@ class FlowRL(Algorithm):
         return {label: together(parts) for label, parts in self._shared("play", np.arange(episodes)).items()}
 
     def film(self, episodes: int) -> list[Film]:
-        """Clips of held-out episodes 0..episodes-1 of each world."""
-        found = self._shared("film", np.arange(episodes)) if episodes else {}
-        return [film for parts in found.values() for part in parts for film in part]
+        """Clips of held-out episodes 0..episodes-1 of each world; those that cannot be had in time are an event."""
+        self.films += 1
+        shares = self._shares(np.arange(episodes)) if episodes else []
+        found, troubles = filming.film(
+            self.env_runner_group, shares, name=f"film-{self.films}", restart=self._restart,
+            patience=max(filming.PATIENCE, self.job.env.patience),
+        )  # fmt: skip
+        for trouble in troubles:
+            self._event(trouble)
+        return found
+
+    def _restart(self, runner: int) -> None:
+        """End a runner that hangs; Ray starts another in its place."""
+        ray.kill(self.env_runner_group._worker_manager.actors()[runner], no_restart=False)
+
+    def _shares(self, episodes: np.ndarray) -> list[dict[str, Any]]:
+        """Arguments of a runner's `play` and `film`: one world after the other, each in as many parts as there are
+        runners."""
+        parts = [s for s in np.array_split(episodes, max(self.env_runner_group.num_remote_env_runners(), 1)) if s.size]
+        return [{"world": world, "episodes": part} for world in range(len(self.job.env.labels)) for part in parts]
 
     def _shared(self, method: str, episodes: np.ndarray) -> dict[str, list[Any]]:
         """Call `method` for each world, on each living runner with its share; shares of runners that die go to the
-        others. Returns the answers by the world's label."""
+        others. Returns the answers by the world's label; raises what a runner answers that it cannot do."""
         labels, done = self.job.env.labels, dict[int, Any]()
-        parts = [s for s in np.array_split(episodes, max(self.env_runner_group.num_remote_env_runners(), 1)) if s.size]
-        shares = [{"world": world, "episodes": part} for world in range(len(labels)) for part in parts]
+        shares = self._shares(episodes)
         deadline = time.monotonic() + RESTART_PATIENCE
         while len(done) < len(shares):
             alive = self.env_runner_group.healthy_env_runner_ids()
@@ -202,11 +219,13 @@ class FlowRL(Algorithm):
                 )
             for i in todo:
                 for _, result in self.env_runner_group.fetch_ready_async_reqs(tags=f"share-{i}", timeout_seconds=None):
+                    if isinstance(result, UserError | RunError):
+                        raise result
                     done[i], deadline = result, time.monotonic() + RESTART_PATIENCE
             if time.monotonic() > deadline:
-                raise RuntimeError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
+                raise RunError("no EnvRunner could finish the evaluation; see Ray's logs for the cause")
             self.restore_env_runners(self.env_runner_group)
-        n = len(parts)
+        n = len(shares) // len(labels)
         return {label: [done[i] for i in range(w * n, (w + 1) * n)] for w, label in enumerate(labels)}
 
     def _on_runners(self, method: str, kwargs: Mapping[str, Any]) -> list[Any]:
@@ -250,6 +269,21 @@ class FlowRL(Algorithm):
     def _event(self, text: str) -> None:
         self._events = [*getattr(self, "_events", []), text]
 
-    def _take_events(self) -> tuple[str, ...]:
+    def take_events(self) -> tuple[str, ...]:
+        """What happened since the last call, oldest first; an iteration's row takes what came before it."""
         events, self._events = tuple(getattr(self, "_events", [])), []
         return events
+
+
+def _check_started(runners: Any) -> None:
+    """Raise what a new runner of the group met with at its start.
+
+    Raises:
+        UserError: the runner's own.
+        RunError: what else kept it from starting.
+    """
+    answers = runners.foreach_env_runner("started", local_env_runner=False)
+    if trouble := next((answer for answer in answers if answer is not None), None):
+        raise trouble
+    if not answers:
+        raise RunError("no actor started: the system ended their processes (memory?); see Ray's logs")

@@ -45,6 +45,7 @@ def train(config: TrainConfig) -> int:
         UserError: the input cannot be used; nothing has been written then.
     """
     folder = Path(config.run.folder)
+    preflight.check_alone(config.env, config.rollout.num_actors, config.rollout.gpus, by="rollout.")
     preflight.check(config.policy, config.env)
     preflight.check_critic(config)
     preflight.check_source(config.rollout.source, config.objective)
@@ -54,9 +55,7 @@ def train(config: TrainConfig) -> int:
             checkpoint.check_learners(checkpoint.load_state(resumed), config.learner.num_learners)
             preflight.check_adapters(load(TrainConfig, folder / "config.yaml"), config)
         config = _measured(config)
-        job = _Job(config, folder)  # wandb may refuse; a folder with a config would count as a run
-        (folder / "config.yaml").write_text(dump(config))
-        job.run(resumed)
+        _Job(config, folder).run(resumed)
     return 0
 
 
@@ -94,9 +93,14 @@ class _Job:
         ) as board:
             board.note("starting actors and learners")
             algorithm = self._algorithm()
+            # Not before: wandb or an actor may refuse, and a folder with a config counts as a run.
+            (self.folder / "config.yaml").write_text(dump(self.config))
             try:
                 self._train(algorithm, board, resumed)
-                compared = self._finish(algorithm, self._evaluate(algorithm, board, AFTER))
+                after = self._evaluate(algorithm, board, AFTER)
+                for event in algorithm.take_events():  # no row follows that could hold them
+                    board.note(event)
+                compared = self._finish(algorithm, after)
             finally:
                 algorithm.stop()
                 self.sink.finish()

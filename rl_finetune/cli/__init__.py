@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rl_finetune.cli.parsing import parse
-from rl_finetune.errors import UserError
+from rl_finetune.errors import RunError, UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,9 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = command(arguments)
         sys.stdout.flush()
         return code
-    except UserError as error:
+    except (UserError, RunError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
