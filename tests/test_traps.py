@@ -238,6 +238,9 @@ class Rounds:
     def film(self, episodes: int) -> list[Any]:
         return []
 
+    def take_events(self) -> tuple[str, ...]:
+        return ()
+
     def save_checkpoint(self, folder: str) -> None:
         (Path(folder) / "adapter").mkdir()
         complete(Path(folder), self.state)
