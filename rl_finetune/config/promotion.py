@@ -57,7 +57,7 @@ class LimitsSection(Section):
 class LatencyCallsSection(Section):
     """How inference is timed: a batch of one, as for a single robot."""
 
-    calls: int = Field(300, ge=1)
+    calls: int = Field(500, ge=1)
     """Timed calls for each embodiment, after the warm-up."""
     warmup: int = Field(10, ge=0)
     """Calls before them."""

@@ -56,10 +56,12 @@ def plan_checks(evidence: Evidence, settings: PlanSection) -> tuple[Check, ...]:
     that is the incumbent.
     """
     records = evidence.worlds
+    planned = [settings.episodes if record.suite == NONE else settings.suite_episodes for record in records]
+    fewest = min((len(record.candidate) for record in records), default=0)
     short = [
-        f"{_label(record)} has {len(record.candidate)} of {planned}"
-        for record in records
-        if len(record.candidate) < (planned := settings.episodes if record.suite == NONE else settings.suite_episodes)
+        f"{_label(record)} has {len(record.candidate)} of {number}"
+        for record, number in zip(records, planned, strict=True)
+        if len(record.candidate) < number
     ]
     seeds = sorted({record.seed for record in records})
     broken = [
@@ -69,17 +71,18 @@ def plan_checks(evidence: Evidence, settings: PlanSection) -> tuple[Check, ...]:
     ]
     base = {record.world for record in unperturbed(evidence)}
     stray = sorted({record.world for record in records} - base)
+    bare = [f"{world} was only played under perturbation" for world in stray]
     played = {record.embodiment for record in unperturbed(evidence)}
     unseen = [tag for tag in evidence.drives if tag not in played and tag not in settings.unplayed]
     unknown = [f"{tag} is among what it can drive, and was not played" for tag in unseen]
     same = [evidence.candidate.digest] if evidence.candidate.digest == evidence.incumbent.digest else []
     return (
-        _held_if("episodes", short, float(min((len(record.candidate) for record in records), default=0))),
-        _held_if("seeds", [f"records have the seeds {seeds}"] if len(seeds) > 1 else [], float(len(seeds))),
-        _held_if("breakdowns", broken, float(sum(record.failed for record in records))),
-        _held_if("worlds", [f"{world} was only played under perturbation" for world in stray], float(len(base))),
-        _held_if("bodies", unknown, float(len(played))),
-        _held_if("candidate", [f"it is the incumbent: {digest}" for digest in same], 0.0),
+        _held_if("episodes", short, fewest, min(planned, default=0)),
+        _held_if("seeds", [f"records have the seeds {seeds}"] if len(seeds) > 1 else [], len(seeds), 1),
+        _held_if("breakdowns", broken, sum(record.failed for record in records), 0),
+        _held_if("worlds", bare, len(base), len(base) + len(stray)),
+        _held_if("bodies", unknown, len(played), len(played) + len(unseen)),
+        _held_if("candidate", [f"it is the incumbent: {digest}" for digest in same], 0, 0),
     )
 
 
@@ -93,10 +96,9 @@ SOUND = {
 }
 
 
-def _held_if(name: str, faults: list[str], value: float) -> Check:
-    if not faults:
-        return Check("plan", name, "promote", value, None, 0.0, "", SOUND[name])
-    return Check("plan", name, "hold", value, None, 0.0, "", "; ".join(faults))
+def _held_if(name: str, faults: list[str], value: int, planned: int) -> Check:
+    reason = "; ".join(faults) or SOUND[name]
+    return Check("plan", name, "hold" if faults else "promote", float(value), None, float(planned), "", reason)
 
 
 def _label(record: WorldRecord) -> str:
