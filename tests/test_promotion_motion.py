@@ -222,9 +222,14 @@ def apart(watched: Watcher, qpos: np.ndarray, near: int) -> float:
     least = np.inf
     for one, two in combinations(np.flatnonzero(model.geom_contype).tolist(), 2):
         a, b = int(model.geom_bodyid[one]), int(model.geom_bodyid[two])
-        if a != b and (hinges(model, a, b) > near):
+        if a != b and hinges(model, a, b) > near and not fingers(model, a, b):
             least = min(least, mujoco.mj_geomDistance(model, data, one, two, 1.0, np.zeros(6)))
     return least
+
+
+def fingers(model: mujoco.MjModel, a: int, b: int) -> bool:
+    """Whether two bodies are the fingers of one hand."""
+    return model.body(a).name.endswith("finger") and model.body_parentid[a] == model.body_parentid[b]
 
 
 def hinges(model: mujoco.MjModel, a: int, b: int) -> int:
@@ -259,6 +264,19 @@ def test_a_body_at_rest_touches_nothing_and_is_within_its_joints(world: str) -> 
     qpos = entry.task(entry.options()).begin(envs.mujoco.task.EpisodeKey(3, 1, 2)).qpos
     beyond, touching = watched._inside(state_of(watched, qpos))
     assert beyond is not None and not beyond.any() and touching is not None and not touching.any()
+
+
+def test_fingers_of_one_hand_may_be_pushed_together() -> None:
+    watched = watcher("widowx_reach")
+    model, data = watched._model, mujoco.MjData(watched._model)
+    data.qpos[:] = watched._task.begin(envs.mujoco.task.EpisodeKey(0, 0, 0)).qpos
+    slides = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE)
+    data.qpos[model.jnt_qposadr[slides]] = 0.02  # both to the left, as far
+    mujoco.mj_forward(model, data)
+    left, right = (int(model.body_geomadr[body]) for body in model.jnt_bodyid[slides])
+    assert mujoco.mj_geomDistance(model, data, left, right, 1.0, np.zeros(6)) < 0
+    touching = watched._inside(state_of(watched, data.qpos))[1]
+    assert touching is not None and not touching.any()
 
 
 def test_a_joint_is_beyond_its_range_when_it_is_more_than_softly_so() -> None:

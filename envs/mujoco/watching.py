@@ -3,7 +3,8 @@
 No world lets its robot touch itself: contacts between a robot's own links would cost time in every step. So a watcher
 has a twin of the model in which the robot's shapes meet one another and nothing else, and looks at the state after each
 control step in it. Left out are links at most `NEAR` joints apart, whose round shapes overlap where the joint bends,
-and what overlaps while the body is at rest (as MoveIt's setup assistant does): these were modelled to overlap.
+the fingers of one gripper, whom a block that they push pushes into one another, and what overlaps while the body is at
+rest (as MoveIt's setup assistant does): these were modelled to overlap.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Watcher:
         self._data = mujoco.MjData(self._model)
         self._joints = _limited(self._model)
         self._linked = len(np.unique(self._model.geom_bodyid[self._model.geom_contype > 0])) > 1
-        self._expected = _neighbours(self._model)
+        self._expected = _neighbours(self._model) | _fingers(self._model)
         self._data.qpos[:] = task.begin(REST).qpos
         self._expected |= self._meeting()
 
@@ -113,6 +114,13 @@ def _neighbours(model: mujoco.MjModel) -> set[tuple[int, int]]:
             pairs.add((above, body))
             joints += int(model.body_jntnum[above])
     return pairs
+
+
+def _fingers(model: mujoco.MjModel) -> set[tuple[int, int]]:
+    """Pairs of bodies (lower number first) that slide on the same link."""
+    slides = model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE]
+    parent = model.body_parentid
+    return {(int(a), int(b)) for a in slides for b in slides if a < b and parent[a] == parent[b]}
 
 
 def _limited(model: mujoco.MjModel) -> tuple[IntArray, Float64, Float64]:
