@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -105,16 +106,44 @@ def test_a_file_that_is_written_to_while_it_loads_is_noticed(
 ) -> None:
     made = make_bundle(trained[0], tmp_path / "b", name="b", provenance=HERE)
     path = made.folder / "policy" / "model.safetensors"
+    swapped_after_verifying(monkeypatch, lambda: path.write_bytes(path.read_bytes()))
+    with pytest.raises(UserError, match=r"model\.safetensors is not what was made: got something that was written to"):
+        made.load()
+
+
+def swapped_after_verifying(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
+    """Let somebody change a bundle when its bytes have been verified."""
     whole = Manifest.verify
 
-    def verified_then_swapped(self: Manifest, folder: Path) -> dict:
+    def verify(self: Manifest, folder: Path) -> dict:
         stamps = whole(self, folder)
-        path.write_bytes(path.read_bytes())
+        change()
         return stamps
 
-    monkeypatch.setattr(Manifest, "verify", verified_then_swapped)
-    with pytest.raises(UserError, match=r"model\.safetensors is not what was made: got a file that was written to"):
-        made.load()
+    monkeypatch.setattr(Manifest, "verify", verify)
+
+
+def rename(folder: Path) -> None:
+    """Change a file that has been verified."""
+    record = folder / "bundle.json"
+    record.write_bytes(record.read_bytes().replace(b'"paper"', b'"other"'))
+
+
+def put_beside(folder: Path) -> None:
+    """Whoever reads in between finds it, whoever looks afterwards does not."""
+    extra = folder / "policy" / "backbone" / "tokenizer.json"
+    extra.write_text("{}")
+    extra.unlink()
+
+
+@pytest.mark.parametrize(("change", "named"), [(rename, r"bundle\.json"), (put_beside, "backbone")])
+def test_what_changes_while_a_bundle_is_opened_is_noticed(
+    change: Callable[[Path], None], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = paper_bundle(tmp_path / "b")
+    swapped_after_verifying(monkeypatch, lambda: change(made.folder))
+    with pytest.raises(UserError, match=f"{named} is not .* got something that was"):
+        open_bundle(made.folder)
 
 
 def test_every_byte_counts_and_nothing_is_parsed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

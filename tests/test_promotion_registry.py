@@ -132,11 +132,15 @@ def test_grounds_keep_every_check(tmp_path: Path) -> None:
         Check("success", "mean", "promote", 0.1, (0.02, 0.18), 0.0, "points", "10 points better"),
         Check("latency", "p99", "hold", 0.3, None, float("inf"), "s", "0.3 s against 0.2 s"),
     )
-    found = Grounds.of_verdict(Verdict("hold", checks), PolicyName("c", "1" * 64), PolicyName("i", "2" * 64))
+    sides = PolicyName("c", "1" * 64), PolicyName("i", "2" * 64)
+    found = Grounds.of_verdict(Verdict("hold", checks), *sides, {"evidence": "3" * 64})
     digest = found.save(tmp_path / "verdict.json")
     again = Grounds.load(tmp_path / "verdict.json")
     assert again.digest == digest == found.digest and again.reason == "0.3 s against 0.2 s"
+    assert again.detail["evidence"] == "3" * 64
     assert json.loads((tmp_path / "verdict.json").read_text())["detail"]["checks"][1]["bound"] is None
+    silent = Verdict("promote", (Check("parity", "off", "promote", 0.0, None, 0.0, "", "off"),))
+    assert Grounds.of_verdict(silent, *sides).reason == "no objection in 1 checks; not asked: parity"
     (tmp_path / "verdict.json").write_text(json.dumps({"schema": 1, "kind": "verdict", "outcome": "yes"}))
     with pytest.raises(UserError, match=r"verdict or decision cannot be read: got .* outcome 'yes'"):
         Grounds.load(tmp_path / "verdict.json")
@@ -191,6 +195,20 @@ def test_only_signed_bundles_where_that_is_wanted(registry: Registry, tmp_path: 
     with pytest.raises(UserError, match="not signed by anybody who is trusted"):
         strict.submit(paper_bundle(tmp_path / "a").folder, by="ada")
     assert strict.status().bundles == ()
+
+
+def test_what_a_step_rests_on_is_on_the_disk_before_the_step(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(Path(f"/proc/self/fd/{handle}").readlink()))
+    bundle = paper_bundle(tmp_path / "a", "a")
+    synced.clear()
+    registry.submit(bundle.folder, by="ada")
+    incoming = registry.folder / "incoming"
+    before = synced[: synced.index(registry.ledger.path)]
+    copied = [incoming / bundle.digest / name for name in (*bundle.manifest.files, "manifest.json", "policy", "")]
+    assert {*copied, incoming} <= set(before)
 
 
 class Killed:

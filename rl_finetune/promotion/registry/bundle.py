@@ -139,8 +139,9 @@ def open_bundle(
     if digest is not None and sha256(data) != digest:
         raise damaged(folder / MANIFEST, f"hash {sha256(data)[:12]}", f"hash {digest[:12]}")
     manifest = Manifest.parse(folder, data)
-    manifest.verify(folder)
+    stamps = manifest.verify(folder)
     contents = Contents.read(folder)
+    unchanged(folder, stamps)
     _check_signer(folder, contents.signer, data, signature)
     if signer not in (None, contents.signer):
         raise damaged(folder / RECORD, f"signer {contents.signer[:12]}", f"{signer}, who signed it")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.registry.contents import TASK, BundledBody, Weights
-from rl_finetune.promotion.registry.durable import sha256
+from rl_finetune.promotion.registry.durable import sha256, sync_folder
 from rl_finetune.promotion.registry.manifest import ADAPTER, EVALUATIONS, POLICY, check_path
 
 PROSE = ("README.md", ".gitattributes", ".gitignore", "LICENSE")
@@ -39,6 +39,7 @@ def copy_bundle(source: Path, target: Path) -> None:
         if path.is_file() and not path.is_symlink():
             path.chmod(0o444)
     sync_tree(target)
+    sync_folder(target.parent)
 
 
 def sync_tree(folder: Path) -> None:

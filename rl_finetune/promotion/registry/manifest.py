@@ -103,17 +103,19 @@ class Manifest:
         """Read every byte of every file there.
 
         Returns:
-            Stamps of all of them, for `unchanged`.
+            Stamps of all of them and of their folders, for `unchanged`.
 
         Raises:
             UserError: a file is missing, changed, too many, or no plain file; names it.
         """
+        # Before the names are read: whoever adds or takes away a file later changes its folder's stamp.
+        places = {str(inside) for name in self.files for inside in PurePosixPath(name).parents}
+        stamps = {place: _stamp((folder / place).lstat()) for place in places if (folder / place).is_dir()}
         found = set(_walk(folder))
         for name in sorted(found - self.files.keys()):
             raise damaged(folder / name, "a file that the manifest does not name", "no such file")
         for name in sorted(self.files.keys() - found):
             raise damaged(folder / name, "nothing", f"{self.files[name].size} bytes")
-        stamps = {}
         for name, wanted in self.files.items():
             size = (folder / name).lstat().st_size
             if size != wanted.size:
@@ -125,7 +127,7 @@ class Manifest:
 
 
 def unchanged(folder: Path, stamps: Mapping[str, Stamp]) -> None:
-    """Verify that nobody has written to the files since they were read.
+    """Verify that nobody has written to the files, added one or taken one away since they were read.
 
     Raises:
         UserError: somebody has.
@@ -136,7 +138,7 @@ def unchanged(folder: Path, stamps: Mapping[str, Stamp]) -> None:
         except OSError:
             now = None
         if now != before:
-            raise damaged(folder / name, "a file that was written to while it was loaded", "one that rests")
+            raise damaged(folder / name, "something that was written to while it was loaded", "one that rests")
 
 
 def check_path(folder: Path, name: str) -> None:
