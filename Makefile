@@ -9,7 +9,7 @@ export MUJOCO_GL ?= egl
 train: setup  ## the main job: reinforcement learning of the shipped tiny policy, about a quarter of an hour on 2 cores
 	$(BIN)/rl-finetune train $(ARGS)
 
-test: setup check  ## static checks and all tests, under 8 minutes on 2 cores
+test: setup check  ## static checks and all tests, 8 to 11 minutes on 2 cores
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup  ## style, types, floors
