@@ -18,8 +18,9 @@ def connect(processes: int) -> None:
     """Join the cluster that RAY_ADDRESS names, or start one on loopback, quietly.
 
     Workers get the repository's root on their path (package names such as `envs` exist elsewhere too), one thread each,
-    and software rendering where no other was chosen. Each of the `processes` takes half a core: on a machine with fewer
-    cores Ray is told that there are enough, or it would wait for more forever.
+    and software rendering where no other was chosen. They run at this process's own priority: at Ray's niceness of 15 a
+    run hardly moves beside other work. Each of the `processes` takes half a core: on a machine with fewer cores Ray is
+    told that there are enough, or it would wait for more forever.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
@@ -38,6 +39,7 @@ def connect(processes: int) -> None:
         "OMP_NUM_THREADS": "1",
         "PYTHONWARNINGS": "ignore",
         "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", ""),
+        "RAY_worker_niceness": "0",
     }
     runtime = {"env_vars": {name: value for name, value in variables.items() if value}}
     options = dict(runtime_env=runtime, logging_level=logging.ERROR, log_to_driver=False)

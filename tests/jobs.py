@@ -104,10 +104,7 @@ def run(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess
 
 def environment() -> dict[str, str]:
     """This process's variables with the repository on the path, and no cluster to join."""
-    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-        "PYTHONPATH": str(ROOT),
-        "RAY_worker_niceness": "0",  # Ray's 15 starves workers beside anything else on two cores
-    }
+    return {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,16 +35,24 @@ def raising(error: Exception) -> Callable[..., Any]:
     return call
 
 
-def test_a_player_that_cannot_start_says_why_without_rays_account_of_it() -> None:
+@pytest.fixture(scope="module")
+def connected() -> Iterator[None]:
+    """Ray, as the product starts it."""
     cluster.connect(2)
-    try:
-        with pytest.raises(UserError) as caught:
-            evaluate(
-                PolicySection(path="nowhere"), [], EvaluationSection(episodes=2), players=2, gpus=0, shuffle="none",
-                told=lambda _: None,
-            )  # fmt: skip
-    finally:
-        ray.shutdown()
+    yield
+    ray.shutdown()
+
+
+def test_workers_run_at_the_priority_of_whoever_starts_them(connected: None) -> None:
+    assert ray.get(ray.remote(lambda: os.nice(0)).remote()) == os.nice(0)
+
+
+def test_a_player_that_cannot_start_says_why_without_rays_account_of_it(connected: None) -> None:
+    with pytest.raises(UserError) as caught:
+        evaluate(
+            PolicySection(path="nowhere"), [], EvaluationSection(episodes=2), players=2, gpus=0, shuffle="none",
+            told=lambda _: None,
+        )  # fmt: skip
     assert type(caught.value) is UserError and str(caught.value).startswith("policy not found: got 'nowhere'")
     assert "\n" not in str(caught.value)
 
