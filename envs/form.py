@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from envs.base import VectorEnv
+from rl_finetune.errors import UserError, brief
+from rl_finetune.instructions import instruction
 from rl_finetune.types import ChunkOutcome, IntArray, Observation
 
 
@@ -35,7 +37,8 @@ def check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
         _check_array(f"image {tag!r}", image, (rows, size, size, 3), np.uint8)
         require(rows == 0 or image.std() > 1, f"image {tag!r} is one flat colour: nothing was drawn")
     require(len(seen.instruction) == rows, f"instruction must have {rows} entries, got {len(seen.instruction)}")
-    require(all(seen.instruction), "instruction must not be empty")
+    for text in seen.instruction:
+        require(_is_instruction(text), f"instruction must be one line of text without '<|', got {brief(text)}")
     felt = seen.proprioception
     if felt is not None:
         _check_array("proprioception", felt, (rows, *felt.shape[1:2]), np.float32)
@@ -50,6 +53,13 @@ def check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
         _check_array("grounding.target", labels.target, (rows,), np.int64)
         named = labels.present[np.arange(rows), labels.target]
         require(bool(named.all()), "grounding.target must be a thing that is present")
+
+
+def _is_instruction(text: object) -> bool:
+    try:
+        return instruction(text) == text
+    except UserError:
+        return False
 
 
 def check_outcome(env: VectorEnv, out: ChunkOutcome) -> None:

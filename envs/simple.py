@@ -18,6 +18,7 @@ from envs import Entry
 from envs.base import VectorEnv, check_keys, used_actions
 from envs.tally import Sight, Tally, gather
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import ActionChunk, ChunkOutcome, Failure, FloatArray, ImageArray, Observation, SeedKeys
@@ -138,7 +139,7 @@ class SimpleWorld(VectorEnv):
     def _begin(self, row: int, keys: SeedKeys) -> Sight:
         rng = generator(keys.seed, Stream.SCENE, int(keys.scene[row]), int(keys.episode[row]))
         try:
-            self._told[row] = self._episodes[row].begin(rng)
+            self._told[row] = instruction(self._episodes[row].begin(rng), f"instruction of {self.spec.name!r}")
             self._steps[row] = 0
             return self._look(row)
         except UserError:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SHOWN = 60
+"""Characters of what was got that an error repeats."""
+
 
 class UserError(Exception):
     """Input that cannot be used. Says what happened, what was got, what was expected, what to do.
@@ -24,6 +27,29 @@ class RunError(RuntimeError):
 def told(error: Exception) -> UserError | RunError:
     """An error as another process hears of it: it pickles, and is a line."""
     return error if isinstance(error, UserError | RunError) else RunError(f"{type(error).__name__}: {error}")
+
+
+def brief(value: object) -> str:
+    """What was got, in a few characters that are safe in a log: of an array its type and shape, of a list its length.
+
+    Any array-like value that knows `dtype` and `shape` is told so: a tensor too.
+    """
+    if value is None:
+        return "nothing"
+    if isinstance(value, str | bytes):
+        return _cut(ascii(value[:SHOWN]))
+    if isinstance(value, bool | int | float):
+        return _cut(ascii(value))
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if isinstance(shape, tuple) and dtype is not None:
+        return _cut(f"{type(value).__name__} of {dtype} {tuple(shape)}")
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def _rebuild(what: str, got: str, expected: str, do: str) -> UserError:

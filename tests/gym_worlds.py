@@ -35,7 +35,7 @@ class Counting(gymnasium.Env):
             raise RuntimeError("it is closed")
         self.who = int(self.np_random.integers(1, 200))
         self.at, self.total, self.sick = 0, 0.0, False
-        return self._obs(), {"task": f"{self.words} from {self.who}", "is_success": False}
+        return self._obs(), {"task": self.task, "is_success": False}
 
     def step(self, action: np.ndarray) -> Any:
         if action[1] == np.float32(BREAKS):
@@ -44,6 +44,11 @@ class Counting(gymnasium.Env):
         self.at, self.total = self.at + 1, self.total + float(action[0])
         done = self.total >= 0.999
         return self._obs(), float(action[0]), done, False, {"is_success": done}
+
+    @property
+    def task(self) -> Any:
+        """What its info tells at a reset."""
+        return f"{self.words} from {self.who}"
 
     def render(self) -> np.ndarray:
         self.drawn += 1

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt
 
 from envs.typed import typed
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
 from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 
 NAME = "gymnasium"
@@ -80,6 +81,8 @@ class GymnasiumOptions:
         named = bool(self.id) != bool(self.factory)
         _require(named, "id", f"id={self.id!r}, factory={self.factory!r}", "one of id and factory")
         _require(bool(self.instruction), "instruction", self.instruction, "the task in words, or a source of them")
+        if not is_source(self.instruction):
+            object.__setattr__(self, "instruction", instruction(self.instruction, f"{NAME} option 'instruction'"))
         for tag, source in self.views.items():
             _require(source == RENDER or is_source(source), f"views.{tag}", source, "`render`, `obs...` or `info.KEY`")
         for name in ("proprioception", "privileged"):

@@ -12,6 +12,7 @@ from envs.actions import per_step
 from envs.gymnasium.options import NAME, RENDER, SUCCESS_KEYS, GymnasiumOptions, is_source
 from envs.tally import Sight
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
 from rl_finetune.types import FloatArray, ImageArray
 
 
@@ -39,8 +40,13 @@ def part(source: str, obs: Any, info: Mapping[str, Any]) -> Any:
 
 
 def told(options: GymnasiumOptions, obs: Any, info: Mapping[str, Any]) -> str:
-    """The task of an episode, from its first observation and info."""
-    return str(part(options.instruction, obs, info)) if is_source(options.instruction) else options.instruction
+    """The task of an episode, from its first observation and info.
+
+    Raises:
+        UserError: it is no task in words.
+    """
+    source = options.instruction
+    return instruction(part(source, obs, info) if is_source(source) else source, f"{NAME} {source!r}")
 
 
 def picture(source: str, obs: Any, info: Mapping[str, Any], frame: Any, size: int) -> ImageArray:

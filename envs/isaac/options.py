@@ -10,6 +10,7 @@ from typing import Literal
 
 from envs.typed import typed
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
 from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 
 NAME = "isaac"
@@ -90,7 +91,9 @@ class IsaacOptions:
         _require(bool(self.views), "views", self.views, "tag: source, at least one")
         object.__setattr__(self, "views", MappingProxyType(dict(self.views)))
         _require(bool(self.task), "task", self.task, "the id of a registered Isaac Lab task")
-        _require(all(self.instructions) and bool(self.instructions), "instructions", self.instructions, "at least one")
+        _require(bool(self.instructions), "instructions", self.instructions, "at least one")
+        texts = tuple(instruction(text, f"{NAME} option 'instructions'") for text in self.instructions)
+        object.__setattr__(self, "instructions", texts)
         _require(self.horizon >= 1 and self.channels >= 1, "horizon", self.horizon, "at least 1, like channels")
         limit = self.time_limit
         _require(limit >= 1 and limit % self.horizon == 0, "time_limit", limit, f"a multiple of horizon {self.horizon}")

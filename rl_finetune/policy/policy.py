@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
 from rl_finetune.policy import normalisation
 from rl_finetune.policy.config import QwenVLAConfig
 from rl_finetune.policy.critics import PrivilegedCritic
@@ -360,7 +361,8 @@ ADVICE = ("positive", "negative")
 
 def advise(observation: Observation, word: str) -> Observation:
     """The same observation with the advantage in words behind the task (flow_rl, advantage-conditioned)."""
-    return replace(observation, instruction=tuple(f"{text}. Advantage: {word}" for text in observation.instruction))
+    texts = map(instruction, observation.instruction)
+    return replace(observation, instruction=tuple(f"{text}. Advantage: {word}" for text in texts))
 
 
 def parameter_count(module: nn.Module) -> int:
