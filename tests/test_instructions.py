@@ -47,7 +47,7 @@ def test_every_way_to_write_a_task_is_the_same_text(given: object) -> None:
 
 @pytest.mark.parametrize(("given", "message"), REFUSED)
 def test_what_is_no_task_is_refused_in_one_line(given: object, message: str) -> None:
-    with pytest.raises(UserError, match=rf"^the task is no task in words: {message}; expected one printable line") as caught:
+    with pytest.raises(UserError, match=rf"^the task is no task in words: {message}; expected one printable") as caught:
         instruction(given, "the task")
     assert "\n" not in str(caught.value)
 
