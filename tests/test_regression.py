@@ -1,7 +1,7 @@
 """No objective changes its numbers: losses and gradients on twelve stored decisions, to five digits.
 
-The decisions were sampled by the shipped policy under `FlowSDE(4, 1.0)`. PPO's numbers are older than the views through
-which they are worked out now.
+The decisions were sampled by the shipped policy under `FlowSDE(4, 1.0)`. Policy and decisions are in float64: in
+float32 the ratios of FPO++ turn what processors round differently into 7e-5 of the gradient.
 """
 
 from __future__ import annotations
@@ -35,27 +35,28 @@ from rl_finetune.policy.adapters import add_adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 PPO = {
-    "loss": 0.43431609869003296, "policy_loss": 0.25616443157196045, "value_loss": 0.1781516820192337,
-    "clip_fraction": 1 / 6, "kl": 0.005789344664663076, "ratio_error": 0.2747507095336914,
-    "effective_samples": 0.9883034229278564, "lora": 4.010626316070557, "value_head": 1.9014567136764526,
-    "lora_A": 0.792338490486145, "lora_B": 3.9315803050994873,
+    "loss": 0.43432142, "policy_loss": 0.25616971, "value_loss": 0.17815171, "clip_fraction": 1 / 6,
+    "kl": 0.0057891814, "ratio_error": 0.27473978, "effective_samples": 0.98830393, "lora": 4.0106654,
+    "value_head": 1.9014566, "lora_A": 0.79234771, "lora_B": 3.9316182,
 }  # fmt: skip
 OTHERS: list[tuple[ObjectiveSection, float, float]] = [
-    (DecoupledPPOSection(), 0.2622462213039398, 3.855182647705078),
-    (GRPOSection(), 0.25616443157196045, 4.01062536239624),
-    (RLOOSection(), 0.25616443157196045, 4.01062536239624),
-    (DiffusionNFTSection(), 0.3824789226055145, 0.047031085938215256),
-    (StepNFTSection(), 1.1044971942901611, 0.1396930068731308),
-    (FPOSection(), 0.36893877387046814, 12.053967475891113),
-    (FPOPlusSection(), 1.5856643915176392, 132.92042541503906),
-    (RECAPSection(), 2.696587562561035, 0.48151811957359314),
+    (DecoupledPPOSection(), 0.26225167, 3.8552426),
+    (GRPOSection(), 0.25616971, 4.0106654),
+    (RLOOSection(), 0.25616971, 4.0106654),
+    (DiffusionNFTSection(), 0.38247918, 0.047031267),
+    (StepNFTSection(), 1.1044973, 0.13969409),
+    (FPOSection(), 0.36894043, 12.054150),
+    (FPOPlusSection(), 1.5857240, 132.92937),
+    (RECAPSection(), 2.6965933, 0.48152114),
 ]
 """Settings, the objective's loss, norm of the adapters' gradient; the update began with other weights than it has come
 to, so that a comparison with them says something."""
+SAME = 1e-5
+"""Relative. Times and log-densities are float32 whatever the policy is, so a ratio is known to about 1e-6."""
 
 
 def policy_of(seed: int) -> QwenVLAPolicy:
-    """The shipped policy, moved a little: differently with every seed."""
+    """The shipped policy in float64, moved a little: differently with every seed."""
     policy = QwenVLAPolicy.from_pretrained(ROOT / "checkpoints" / "qwen-vla-tiny", with_backbone=False)
     policy = add_adapters(policy, LoraSection(), seed=0)
     rng = torch.Generator().manual_seed(seed)
@@ -63,12 +64,13 @@ def policy_of(seed: int) -> QwenVLAPolicy:
         for name, parameter in sorted(policy.named_parameters()):
             if "lora_B" in name or name.startswith("value_head"):
                 parameter.copy_(torch.randn(parameter.shape, generator=rng) * 0.01)
-    return policy
+    return policy.double()
 
 
 def stored_batch() -> Batch:
     """Advice turns the contexts by one and by two rows."""
-    data = load_file(ROOT / "tests" / "data" / "stored_batch.safetensors")
+    stored = load_file(ROOT / "tests" / "data" / "stored_batch.safetensors")
+    data = {name: x.double() if x.is_floating_point() else x for name, x in stored.items()}
     contexts = TorchContext(data["hidden"], data["context_mask"], data["positions"])
     rows = torch.arange(12)
     return Batch(
@@ -103,8 +105,8 @@ def policy() -> QwenVLAPolicy:
 
 def test_ppo_gives_the_numbers_it_always_gave(policy: QwenVLAPolicy) -> None:
     found = measured(policy, policy, PPOSection())
-    assert {name: found[name] for name in PPO} == pytest.approx(PPO, rel=1e-5)
-    assert found["lora"] == pytest.approx(np.hypot(found["lora_A"], found["lora_B"]), rel=1e-5)
+    assert {name: found[name] for name in PPO} == pytest.approx(PPO, rel=SAME)
+    assert found["lora"] == pytest.approx(np.hypot(found["lora_A"], found["lora_B"]), rel=SAME)
 
 
 @pytest.mark.parametrize(("objective", "loss", "gradient"), OTHERS, ids=[case[0].name for case in OTHERS])
@@ -112,7 +114,7 @@ def test_every_other_objective_keeps_its_numbers(
     policy: QwenVLAPolicy, objective: ObjectiveSection, loss: float, gradient: float
 ) -> None:
     found = measured(policy, policy_of(2), objective)
-    assert (found["policy_loss"], found["lora"]) == pytest.approx((loss, gradient), rel=1e-5)
+    assert (found["policy_loss"], found["lora"]) == pytest.approx((loss, gradient), rel=SAME)
 
 
 def test_every_objective_is_pinned() -> None:
