@@ -60,7 +60,7 @@ class FlowEnvRunner(EnvRunner):
         return [self._collect(seat, round_number) for seat in self.player.seats]
 
     def _collect(self, seat: Seat, round_number: int) -> Trajectory:
-        ids, chunks = seat.world.env_ids, seat.world.chunks or self.job.rollout.chunks
+        ids, chunks = seat.world.env_ids, seat.world.chunks or self.job.rollout.chunks or seat.env.spec.episode_chunks
         return rollout.collect(
             self.player.policy,
             seat.env,

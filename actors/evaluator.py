@@ -25,6 +25,8 @@ class EpisodeResults:
 
     success: BoolArray
     """[N]; False where the world broke down."""
+    returns: FloatArray
+    """[N] undiscounted return, up to where the world broke down."""
     steps: IntArray
     """[N] environment steps."""
     failures: tuple[Failure | None, ...]
@@ -35,7 +37,7 @@ class EpisodeResults:
     def first(self, n: int) -> EpisodeResults:
         """The first `n` episodes."""
         measures = {name: values[:n] for name, values in self.measures.items()}
-        return EpisodeResults(self.success[:n], self.steps[:n], self.failures[:n], measures)
+        return EpisodeResults(self.success[:n], self.returns[:n], self.steps[:n], self.failures[:n], measures)
 
 
 def together(parts: Sequence[EpisodeResults]) -> EpisodeResults:
@@ -44,6 +46,7 @@ def together(parts: Sequence[EpisodeResults]) -> EpisodeResults:
     unknown = [np.full(len(p.success), np.nan, np.float32) for p in parts]
     return EpisodeResults(
         np.concatenate([p.success for p in parts]),
+        np.concatenate([p.returns for p in parts]),
         np.concatenate([p.steps for p in parts]),
         tuple(failure for p in parts for failure in p.failures),
         {
@@ -78,6 +81,7 @@ def run_episodes(
     body = handshake(policy.config.embodiments, env.spec)
     observation = env.reset(keys)
     success, steps = np.zeros(len(keys), bool), np.zeros(len(keys), np.int64)
+    returns = np.zeros(len(keys), np.float32)
     failures: list[Failure | None] = [None] * len(keys)
     measures: dict[str, FloatArray] = {}
     running = np.ones(len(keys), bool)
@@ -89,6 +93,7 @@ def run_episodes(
         asked = policy.act(context, keys, chunk, body, temperature)
         outcome = env.step_chunk(asked if guard is None else guard(asked, running))
         steps += outcome.steps_executed * running
+        returns += outcome.reward.sum(-1) * running
         success |= outcome.success & running
         for failure in outcome.failures:
             if running[failure.row]:
@@ -99,7 +104,8 @@ def run_episodes(
         running &= ~ended
         chunk += 1
         observation = outcome.observation
-    return EpisodeResults(success & np.array([f is None for f in failures]), steps, tuple(failures), measures)
+    success &= np.array([failure is None for failure in failures])
+    return EpisodeResults(success, returns, steps, tuple(failures), measures)
 
 
 def _shuffled(observation: Observation, shuffle: Shuffle, seed: int) -> Observation:

@@ -86,8 +86,8 @@ def collect(
         observation = outcome.observation
     exploration = _explored(policy, decisions[0], keys, body, law)
     next_value = _next_values(policy, decisions)
-    label = world or env.spec.name
-    return _trajectory(decisions, next_value, keys, cache_contexts, policy_version, exploration, label)
+    label, rate = world or env.spec.name, body.action.rate
+    return _trajectory(decisions, next_value, keys, cache_contexts, policy_version, exploration, label, rate)
 
 
 def executed_std(
@@ -158,6 +158,7 @@ def _trajectory(
     policy_version: int,
     exploration: tuple[float, FloatArray],
     world: str,
+    rate: float,
 ) -> Trajectory:
     def stacked(name: str) -> np.ndarray:
         return np.stack([getattr(d.outcome, name) for d in decisions])
@@ -199,5 +200,6 @@ def _trajectory(
         keys=keys,
         embodiment=decisions[0].observation.embodiment,
         world=world,
+        rate=rate,
         failures=tuple(failure for d in decisions for failure in d.outcome.failures),
     )

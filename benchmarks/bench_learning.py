@@ -144,7 +144,7 @@ def _collect(policy: QwenVLAPolicy, job: TrainConfig, num_envs: int, cache: bool
     keys = SeedKeys(0, np.arange(num_envs), np.zeros(num_envs, np.int64))
     with envs.make(job.env.name, num_envs) as env:
         trajectory = rollout.collect(
-            policy, env, keys, chunks=job.rollout.chunks, body=handshake(policy.config.embodiments, env.spec),
+            policy, env, keys, chunks=env.spec.episode_chunks, body=handshake(policy.config.embodiments, env.spec),
             law=law_of(job), cache_contexts=cache, policy_version=0,
         )  # fmt: skip
     return score(trajectory, gamma=job.objective.gamma, lam=job.objective.lam)

@@ -16,7 +16,7 @@ from envs.mujoco.build import build
 from rl_finetune.errors import UserError
 from rl_finetune.spec import EnvSpec
 
-__all__ = ["REGISTRY", "Entry", "VectorEnv", "alone_on", "make", "spec"]
+__all__ = ["REGISTRY", "Entry", "VectorEnv", "alone_on", "expert_steps", "make", "spec"]
 
 PATIENCE = 60.0
 """Seconds: hundreds of times a slow machine's chunk."""
@@ -34,6 +34,8 @@ class Entry:
     """Number of environments, options -> the environment, in this process."""
     alone_on: Callable[[Any], str | None] = lambda _: None
     """Options -> what one such environment must have to itself, whatever its size; None is nothing."""
+    expert_steps: int = 0
+    """Steps that its expert takes on average; 0 where that is not measured."""
 
 
 def _simulated(world: catalogue.World) -> Entry:
@@ -41,6 +43,7 @@ def _simulated(world: catalogue.World) -> Entry:
         options=world.options,
         describe=lambda chosen: world.task(chosen).spec,
         build=lambda num_envs, chosen: build(world.task(chosen), num_envs, chosen),
+        expert_steps=world.expert_steps,
     )
 
 
@@ -89,6 +92,11 @@ def alone_on(name: str, /, **options: Any) -> str | None:
     """What one such environment must have to itself, in words; None where there may be many. Raises like `make`."""
     entry = _entry(name)
     return entry.alone_on(_options(name, entry, options))
+
+
+def expert_steps(name: str) -> int:
+    """Steps that its expert takes on average; 0 where that is not measured. Raises like `make`."""
+    return _entry(name).expert_steps
 
 
 def _entry(name: str) -> Entry:

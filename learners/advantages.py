@@ -1,12 +1,14 @@
 """Credit assignment over chunks, with every discount counted in environment steps.
 
 A chunk is one decision that lasts `steps` environment steps: its reward is sum_h gamma^h r_h and the state after it is
-worth gamma^steps, so that the return does not depend on the chunk length H (flow_rl, trap 7).
+worth gamma^steps, so that the return does not depend on the chunk length H (flow_rl, trap 7). The setting is the
+discount of a second; a step at rate f has its f-th root, so that neither does the horizon depend on the rate.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -80,12 +82,22 @@ def group_relative(returns: FloatArray, group: IntArray, *, leave_one_out: bool 
     return advantage
 
 
-def score(trajectory: Trajectory, *, gamma: float, lam: float) -> ScoredTrajectory:
-    """Attach GAE advantages and returns; episodes that a broken world ended have none and are left out."""
-    t = trajectory
+def score(
+    trajectory: Trajectory, *, gamma: float, lam: float, time_limit: Literal["truncation", "termination"] = "truncation"
+) -> ScoredTrajectory:
+    """Attach GAE advantages and returns; episodes that a broken world ended have none and are left out.
+
+    Args:
+        trajectory: its `rate` says how many environment steps make a second.
+        gamma: discount per second.
+        lam: lambda per chunk.
+        time_limit: whether `truncated` bootstraps or counts as an end.
+    """
+    t, per_step = trajectory, gamma ** (1 / trajectory.rate)
+    ends_there = t.truncated & (time_limit == "termination")
     advantage, returns = gae(
-        chunk_reward(t.reward, gamma), t.value, t.next_value, t.steps_executed, t.terminated, t.truncated,
-        gamma=gamma, lam=lam,
+        chunk_reward(t.reward, per_step), t.value, t.next_value, t.steps_executed, t.terminated | ends_there,
+        t.truncated, gamma=per_step, lam=lam,
     )  # fmt: skip
     used = ~broken(t)
     advantage, returns = np.where(used, advantage, 0), np.where(used, returns, t.value)
@@ -161,13 +173,35 @@ def _episodes(t: Trajectory) -> _Episodes:
     )
 
 
-def finished_returns(trajectory: Trajectory) -> FloatArray:
-    """[E] undiscounted returns of the episodes that ended by themselves: neither cut off by the round nor broken."""
-    return _episodes(trajectory).returns
+@dataclass(frozen=True, slots=True)
+class FirstEpisodes:
+    """The episode that each of N environments began the round with, but for the B that a broken world ended."""
+
+    success: BoolArray
+    """[N - B] within the round."""
+    returns: FloatArray
+    """[N - B] undiscounted, within the round."""
+
+
+def first_episodes(t: Trajectory) -> FirstEpisodes:
+    """What a round says of its policy without leaning to quick episodes.
+
+    Each environment counts once, whatever came of it. Later episodes must not: only those that end before the round
+    does would be seen, and successes end sooner than failures. Where a round is as long as an episode the mean is
+    unbiased; where it is shorter, an episode that the round cut off counts with what it has, which bounds success from
+    below.
+    """
+    ended = t.terminated | t.truncated | t.failed
+    within: BoolArray = np.cumsum(ended, axis=0) - ended == 0
+    whole = ~np.any(t.failed & within, axis=0)
+    success, returns = np.any(t.success & within, axis=0), (t.reward.sum(-1) * within).sum(0)
+    return FirstEpisodes(np.asarray(success)[whole], returns[whole].astype(np.float32))
 
 
 def credit(trajectories: list[Trajectory], objective: ObjectiveSection) -> list[ScoredTrajectory]:
     """Score a round as the objective's settings say."""
     if objective.credit == "gae":
-        return [score(t, gamma=objective.gamma, lam=objective.lam) for t in trajectories]
+        return [
+            score(t, gamma=objective.gamma, lam=objective.lam, time_limit=objective.time_limit) for t in trajectories
+        ]
     return group_scores(trajectories, leave_one_out=objective.credit == "leave_one_out")

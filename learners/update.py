@@ -24,7 +24,7 @@ from learners import regularisers as terms
 from learners.batch import Batch, by_body, minibatches
 from learners.objectives import OBJECTIVES, Objective
 from learners.objectives.base import LossInputs
-from learners.values import value_loss
+from learners.values import return_scale, value_loss
 from learners.views import Transitions, View, view_of
 from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.config.schema import CriticSection, ExplorationSection, RegularisersSection, TrainConfig
@@ -77,6 +77,8 @@ class Prepared:
     """[M, ...] what the weights at the start said, where the objective asks."""
     start_velocity: Tensor | None
     """[M, P, H, K] of the policy without its adapters, where a regulariser asks."""
+    value_scale: float
+    """What the critic's clip is measured in."""
     cloning: tuple[Tensor, ...] | None
     """Noise [M, H, K] and times [M] of the cloning term, where there is one."""
 
@@ -142,7 +144,7 @@ def prepare(policy: QwenVLAPolicy, batch: Batch, recipe: Recipe, seed: tuple[int
         rng, shape = generator(seed[0], Stream.CLONING, seed[1], part), tuple(batch.sample.shape)
         draws = rng.standard_normal(shape, dtype=np.float32), rng.random(shape[:1], dtype=np.float32)
         cloning = tuple(torch.from_numpy(draw).to(policy.device) for draw in draws)
-    return Prepared(batch, view, reference, start, cloning)
+    return Prepared(batch, view, reference, start, return_scale(batch.old_value, batch.returns), cloning)
 
 
 def mixed_loss(
@@ -209,7 +211,7 @@ def minibatch_loss(
     out = recipe.loss(given, recipe.objective)
     loss, diagnostics = out.loss, {**out.diagnostics, "policy_loss": out.loss.detach()}
     if policy.critic != "none":
-        worth = _critic_loss(policy, ready.batch, context, rows, recipe)
+        worth = _critic_loss(policy, ready, context, rows, recipe)
         loss, diagnostics["value_loss"] = loss + recipe.critic.coefficient * worth, worth.detach()
     for name, weight, term in _regularisers(policy, ready, context, rows, velocity, recipe):
         loss, diagnostics[name] = loss + weight * term, term.detach()
@@ -269,9 +271,11 @@ def _once(policy: QwenVLAPolicy, view: View, size: int, ask: Asked) -> Tensor:
     return torch.cat(found)
 
 
-def _critic_loss(policy: QwenVLAPolicy, batch: Batch, context: TorchContext, rows: Tensor, recipe: Recipe) -> Tensor:
+def _critic_loss(policy: QwenVLAPolicy, ready: Prepared, context: TorchContext, rows: Tensor, recipe: Recipe) -> Tensor:
+    batch = ready.batch
     state = None if batch.privileged is None else batch.privileged[rows]
-    return value_loss(policy.value(context, state), batch.old_value[rows], batch.returns[rows], recipe.critic)
+    value = policy.value(context, state)
+    return value_loss(value, batch.old_value[rows], batch.returns[rows], recipe.critic, ready.value_scale)
 
 
 def _regularisers(

@@ -62,6 +62,11 @@ class EnvSpec:
     tasks: tuple[str, ...] = ()
     """Task descriptions, for a reader."""
 
+    @property
+    def episode_chunks(self) -> int:
+        """Chunks of the longest episode."""
+        return -(-self.time_limit // self.embodiment.action.horizon)
+
 
 def shared_state(specs: Sequence[EnvSpec]) -> int:
     """S, channels of the privileged state, where all environments name the same ones; else 0."""

@@ -231,6 +231,8 @@ class Trajectory:
     """Robot tag of all N environments."""
     world: str
     """Label of the world that they are in."""
+    rate: float
+    """Control frequency of the body in Hz: environment steps in a second of its time."""
     failures: tuple[Failure, ...]
     """Who broke down and why, one for each `failed`."""
 
@@ -271,7 +273,7 @@ class UpdateReport:
 
 @dataclass(frozen=True, slots=True)
 class EvalReport:
-    """Success on held-out episodes, of one world or of several together."""
+    """Success and return on held-out episodes, of one world or of several together."""
 
     successes: tuple[bool, ...]
     """One per episode, ordered by environment then episode: the same order for every policy, so reports pair."""
@@ -281,6 +283,12 @@ class EvalReport:
     """Share of successes."""
     interval: tuple[float, float]
     """95 % interval: Wilson's; of several worlds together `intervals.mean_over`."""
+    returns: tuple[float, ...]
+    """Undiscounted return of each, in the order of `successes`."""
+    mean_return: float
+    """Their mean; of several worlds together the mean of the worlds' means."""
+    return_interval: tuple[float, float]
+    """95 % interval of `mean_return`: Student's; of several worlds together `intervals.mean_over`."""
     mean_steps: float
     """Environment steps an episode took on average."""
     policy_version: int

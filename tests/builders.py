@@ -139,6 +139,7 @@ def trajectory(
         keys=everyone.rows(slice(0, n)),
         embodiment=body.tag,
         world="widowx_reach",
+        rate=1.0,
         failures=(),
     )
     return Trajectory(**(fields | changes))  # type: ignore[arg-type]

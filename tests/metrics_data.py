@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from rl_finetune.metrics.evaluation import Comparison, Evaluation
-from rl_finetune.metrics.intervals import wilson
+from rl_finetune.metrics.intervals import student, wilson
 from rl_finetune.metrics.report_data import Clip, ReportData
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.types import EvalReport
@@ -50,7 +50,8 @@ def row(iteration: int, **changes: object) -> IterationRow:
 def evaluation(successes: list[bool], version: int) -> EvalReport:
     """A report on these episodes."""
     n, done = len(successes), sum(successes)
-    return EvalReport(tuple(successes), 7, done / n, wilson(done, n), 30.5, version)
+    returns = tuple(map(float, successes))
+    return EvalReport(tuple(successes), 7, done / n, wilson(done, n), returns, *student(returns), 30.5, version)
 
 
 def compared(before: list[bool], after: list[bool]) -> Comparison:

@@ -397,6 +397,7 @@ def test_an_episode_counts_until_its_first_end(policy: QwenVLAPolicy) -> None:
     """What a restarted environment does afterwards belongs to another episode."""
     world = Script([["S", "T"], ["T", "S"], ["", "C", "S"], ["", "", "", "S"]])
     results = run_episodes(policy, world, episode_keys(4), temperature=0.6)
+    np.testing.assert_array_equal(results.returns, results.success)  # a success is the one reward of its episode
     assert results.success.tolist() == [True, False, False, True]
     assert results.steps.tolist() == [2, 2, 10, 26]
     assert world.time == 4
@@ -437,8 +438,8 @@ def test_shuffling_takes_two_in_every_process(too_few: str) -> None:
 
 
 def test_episodes_of_which_nothing_is_reported_do_not_cost_what_others_report() -> None:
-    told = EpisodeResults(np.array([True]), np.array([3]), (None,), {"spl": np.array([0.5], np.float32)})
-    broken = EpisodeResults(np.array([False]), np.array([1]), (None,), {})
+    told = EpisodeResults(np.array([True]), np.ones(1), np.array([3]), (None,), {"spl": np.array([0.5], np.float32)})
+    broken = EpisodeResults(np.array([False]), np.zeros(1), np.array([1]), (None,), {})
     for parts, spl in (([told, broken], [0.5, np.nan]), ([broken, told], [np.nan, 0.5])):
         np.testing.assert_array_equal(together(parts).measures["spl"], spl)
 

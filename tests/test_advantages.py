@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from builders import blind_policy, random_contexts, trajectory
 
-from learners.advantages import chunk_reward, credit, gae, group_relative, group_scores, score
+from learners.advantages import chunk_reward, credit, first_episodes, gae, group_relative, group_scores, score
 from rl_finetune.config.objectives import GRPOSection, PPOSection, RLOOSection
 from rl_finetune.types import SeedKeys, Trajectory
 
@@ -116,6 +116,52 @@ def test_score_uses_step_rewards_and_executed_lengths() -> None:
     assert scored.trajectory is made and scored.advantage.dtype == scored.returns.dtype == np.float32
 
 
+@pytest.mark.parametrize("rate", [5.0, 50.0])
+def test_a_reward_after_eight_seconds_is_worth_the_same_to_every_body(rate: float) -> None:
+    """40 steps at 5 Hz or 400 at 50 Hz, in chunks of 8: 0.95^8 = 0.66, where 0.99 a step would leave 0.02 of 400."""
+    chunks = int(8 * rate) // 8
+    made = trajectory(blind_policy(), random_contexts(chunks), chunks=chunks, whole=True, rate=rate)
+    reward, end = np.zeros((chunks, 1, 8), np.float32), np.zeros((chunks, 1), bool)
+    reward[-1, 0, -1], end[-1, 0] = 1.0, True
+    nothing = np.zeros((chunks, 1), np.float32)
+    lasting = replace(made, reward=reward, terminated=end, value=nothing, next_value=nothing)
+    worth = score(lasting, gamma=0.95, lam=1.0).returns[0, 0]
+    assert worth == pytest.approx(0.95 ** (8 - 1 / rate), rel=1e-5)
+
+
+def test_an_episode_that_ran_out_of_time_bootstraps_unless_the_time_limit_is_an_end() -> None:
+    made = trajectory(blind_policy(), random_contexts(2), chunks=1, whole=True)
+    cut = np.array([[True, False]])
+    made = replace(made, truncated=cut, value=np.zeros_like(made.value), reward=np.zeros_like(made.reward))
+    beyond = 0.5**8 * made.next_value[0]
+    for setting, worth in (("truncation", beyond), ("termination", [0, beyond[1]])):
+        objective = PPOSection(gamma=0.5, time_limit=setting)
+        np.testing.assert_allclose(credit([made], objective)[0].returns[0], worth, rtol=1e-6)
+
+
+# ---- what a round says of its policy
+
+
+def test_later_episodes_of_a_round_do_not_count_for_success() -> None:
+    """A policy that succeeds in the first chunk in 3 of 4 episodes and otherwise in none of the four that an episode
+    may last: every later success is quick, every later failure is cut off by the round."""
+    rng, n = np.random.default_rng(0), 4000
+    ends = np.zeros((4, n), bool)
+    success, cut = ends.copy(), ends.copy()
+    for env in range(n):
+        now = 0
+        while now < 4 and rng.random() < 0.75:
+            success[now, env], now = True, now + 1
+        cut[3, env] = now == 0
+    made = trajectory(blind_policy(), random_contexts(4), chunks=4, whole=True)
+    reward = np.repeat(success[..., None] / 8, 8, -1).astype(np.float32)
+    played = replace(made, success=success, terminated=success, truncated=cut, failed=ends, reward=reward)
+    found = first_episodes(played)
+    assert abs(found.success.mean() - 0.75) < 4 * np.sqrt(0.75 * 0.25 / n) and len(found.success) == n
+    assert success.sum() / (success.sum() + cut.sum()) > 0.85  # of all that ended
+    np.testing.assert_allclose(found.returns, found.success, rtol=1e-6)  # of the first episode alone
+
+
 # ---- groups of a round
 
 ENDS = ["..S..", "....C", "S...S", "S...C", "C.C..", "..S.S"]
@@ -204,6 +250,6 @@ def test_environments_without_a_group_have_nobody_to_be_compared_with() -> None:
 def test_the_objective_says_how_credit_is_assigned() -> None:
     made = grouped()
     (gae_,), (grpo,), (rloo,) = (credit([made], s()) for s in (PPOSection, GRPOSection, RLOOSection))
-    assert np.array_equal(gae_.advantage, score(made, gamma=0.99, lam=0.95).advantage) and gae_.used.all()
+    assert np.array_equal(gae_.advantage, score(made, gamma=0.95, lam=0.95).advantage) and gae_.used.all()
     assert np.array_equal(grpo.advantage, group_scores([made], leave_one_out=False)[0].advantage)
     assert np.array_equal(rloo.advantage, group_scores([made], leave_one_out=True)[0].advantage)

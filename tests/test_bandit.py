@@ -198,7 +198,7 @@ def play(policy: QwenVLAPolicy, task: Task, keys: SeedKeys, law: Law) -> Traject
         value=value, next_value=np.zeros((1, n), np.float32),
         privileged=None, advised=(given.good.numpy(), given.bad.numpy()) if isinstance(given, Advised) else None,
         executed_std=0.0, contribution=np.zeros(4, np.float32), policy_version=0, keys=keys, embodiment=BODY.tag,
-        world="bandit", failures=(),
+        world="bandit", rate=1.0, failures=(),
     )  # fmt: skip
 
 

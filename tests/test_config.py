@@ -151,8 +151,8 @@ def test_a_bad_override_is_told_what_got_expected_and_what_to_do(
         (["objective=5"], "setting 'objective' has a wrong value: got 5; expected a section of name: value pairs; "),
         (
             ["objective.name=grpo", "objective.beta=1"],
-            "unknown setting 'objective.beta': got 1; expected one of objective.{name, gamma, lam, epochs, minibatch, "
-            "normalise_advantages, group_size, replay, clip, dual_clip, log_ratio_clamp, ratio_length}; "
+            "unknown setting 'objective.beta': got 1; expected one of objective.{name, gamma, time_limit, lam, epochs, "
+            "minibatch, normalise_advantages, group_size, replay, clip, dual_clip, log_ratio_clamp, ratio_length}; "
             "objective.name=diffusion_nft or step_nft has it",
         ),
         (["objective.quantile=0.9"], "objective.name=recap has it"),
@@ -180,7 +180,7 @@ def test_a_bad_setting_of_an_objective_is_told_in_that_objectives_terms(override
     ("field", "got", "overrides"),
     [
         ("env.num_envs", "1; expected at least rollout.num_actors = 2", ["env.num_envs=1"]),
-        ("objective.minibatch", "514; expected at most", ["objective.minibatch=514"]),
+        ("objective.minibatch", "514; expected at most", ["objective.minibatch=514", "rollout.chunks=4"]),
         ("objective.minibatch", "129; expected a multiple of", ["objective.minibatch=129"]),
         ("rollout.denoising_steps", "1; expected at least 2", ["rollout.denoising_steps=1"]),
         ("lora.parts", "[]", ["lora.parts=[]"]),
@@ -323,7 +323,8 @@ def test_what_only_some_objectives_have_is_described_with_their_names() -> None:
     chooser = next(block for block in blocks if block.startswith("objective.name  ("))
     assert chooser.startswith(f"objective.name  ({' | '.join(OBJECTIVES)}; default ppo)\n    What is learned from")
     assert "\n    `rloo`: Clipped ratio, advantage against the mean of the others" in chooser
-    assert "objective.gamma  (number > 0 and <= 1; default 0.99)\n    Discount per environment step." in blocks
+    gamma = "objective.gamma  (number > 0 and <= 1; default 0.95)\n    Discount per second of the robot's time"
+    assert any(block.startswith(gamma) for block in blocks)
     heads = [block.splitlines()[0] for block in blocks if block.startswith("objective.clip ")]
     assert heads == [
         "objective.clip  (number > 0 and < 1; default 0.2; with ppo, decoupled_ppo, grpo, rloo)",

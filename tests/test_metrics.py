@@ -9,15 +9,17 @@ import os
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from metrics_data import row
+from metrics_data import evaluation, row
 from rich.console import Console
 
 from rl_finetune.errors import UserError
 from rl_finetune.metrics.console import Dashboard, clock, number, share, sparkline
-from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.metrics.evaluation import Comparison, Evaluation
+from rl_finetune.metrics.intervals import paired_gain, student, wilson
 from rl_finetune.metrics.journal import Journal
 from rl_finetune.metrics.rows import IterationRow
 from rl_finetune.metrics.wandb_sink import WandbSink
@@ -70,6 +72,28 @@ def test_paired_gain_covers_the_truth_as_often_as_it_says() -> None:
         low, high = paired_gain(before, after).interval
         covered += low <= 20 <= high
     assert 930 <= covered <= 975
+
+
+def test_mean_return_by_hand() -> None:
+    mean, (low, high) = student([1.0, 2.0, 3.0, 6.0])
+    # Standard deviation sqrt(14 / 3), t of 3 degrees of freedom 3.18245.
+    assert mean == 3 and high - 3 == pytest.approx(3.182446 * math.sqrt(14 / 3) / 2) == 3 - low
+    with pytest.raises(ValueError, match="got 1; expected at least 2"):
+        student([1.0])
+
+
+def test_a_task_without_success_shows_its_gain_in_returns() -> None:
+    returns = ((1.0, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0, 5.5))
+    before, after = (replace(evaluation([False] * 4, 0), returns=r, mean_return=sum(r) / 4) for r in returns)
+    compared = Comparison(Evaluation({"run": before}), Evaluation({"run": after}))
+    mean, (low, high) = compared.return_gain
+    assert mean == 1.125 and (high - low) / 2 == pytest.approx(3.182446 * 0.25 / 2)
+    assert "return 2.5 -> 3.625, gain +1.12 [+0.727, +1.52]" in compared.line()
+    record = compared.to_dict()
+    assert record["return_gain"]["mean"] == record["worlds"]["run"]["return_gain"]["mean"] == 1.125
+    assert record["returns_after"] == returns[1] and record["gain"]["points"] == 0
+    plain = Comparison(*(Evaluation({"run": evaluation([False, done], 0)}) for done in (False, True)))
+    assert "return" not in plain.line()  # where it is success over again
 
 
 def test_gain_needs_pairs() -> None:

@@ -19,7 +19,7 @@ from learners.objectives import OBJECTIVES
 from learners.objectives.base import DensityInputs, LossInputs, LossOutputs, PairInputs, TransitionInputs
 from learners.objectives.nft import goodness
 from learners.update import Recipe, minibatch_loss, prepare, run_update
-from learners.values import value_loss
+from learners.values import return_scale, value_loss
 from rl_finetune.config.describe import members
 from rl_finetune.config.objectives import ClippedSection, ObjectiveSection
 from rl_finetune.config.schema import CriticSection, TrainConfig
@@ -481,12 +481,24 @@ def test_padding_and_steps_that_were_not_executed_say_nothing(name: str) -> None
 )
 def test_value_loss_by_hand(value: float, returns: float, critic: dict[str, Any], expected: float) -> None:
     v, old, target = torch.tensor([value]), torch.tensor([0.0]), torch.tensor([returns])
-    assert value_loss(v, old, target, CriticSection(**critic)).item() == pytest.approx(expected)
+    assert value_loss(v, old, target, CriticSection(**critic), 1.0).item() == pytest.approx(expected)
+
+
+def test_the_values_clip_is_a_share_of_the_returns_whatever_the_reward_is_multiplied_by() -> None:
+    old, returns = torch.tensor([0.0, 0.5, 1.0]), torch.tensor([1.0, 0.0, 1.0])
+    assert return_scale(old, returns) == pytest.approx((2 / 3) ** 0.5)
+    assert return_scale(returns, torch.zeros(3)) == pytest.approx((2 / 3) ** 0.5)  # values that are to come down to 0
+    value, losses = torch.tensor([0.9, 0.1, 0.2]), []
+    for times in (1.0, 100.0):
+        scale = return_scale(times * old, times * returns)
+        losses.append(value_loss(times * value, times * old, times * returns, CriticSection(), scale).item())
+    assert losses[1] == pytest.approx(1e4 * losses[0], rel=1e-5)
+    assert 0 < return_scale(torch.zeros(2), torch.zeros(2)) < 1e-30  # the Huber bound must be above 0
 
 
 def test_value_gradient_stops_where_the_clip_holds() -> None:
     value = torch.tensor([0.5, 0.1, -0.5], requires_grad=True)
-    value_loss(value, torch.zeros(3), torch.ones(3), CriticSection()).backward()
+    value_loss(value, torch.zeros(3), torch.ones(3), CriticSection(), 1.0).backward()
     np.testing.assert_allclose(value.grad, [0, -0.9 / 3, -1.5 / 3], atol=1e-6)
 
 

@@ -193,7 +193,9 @@ class _Fake(Company):
             better = Path(self.policy.path).name == "new"
             success = part % (2 if better else 3) == 0
             failures = tuple(replace(BROKEN, row=0) if id_ == 4 and better else None for id_ in part)
-            results = EpisodeResults(success & np.array([f is None for f in failures]), part + 1, failures, {})
+            results = EpisodeResults(
+                success & np.array([f is None for f in failures]), np.zeros(len(part)), part + 1, failures, {}
+            )
             yield Part(number, results, motion(len(part)) if watch else None)
 
     def close(self) -> None:

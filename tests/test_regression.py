@@ -17,6 +17,7 @@ from torch import Tensor
 from learners.batch import Batch
 from learners.objectives import OBJECTIVES
 from learners.update import Recipe, minibatch_loss, prepare
+from learners.values import return_scale
 from rl_finetune.config.objectives import (
     DecoupledPPOSection,
     DiffusionNFTSection,
@@ -29,7 +30,7 @@ from rl_finetune.config.objectives import (
     RLOOSection,
     StepNFTSection,
 )
-from rl_finetune.config.schema import LoraSection
+from rl_finetune.config.schema import CriticSection, LoraSection
 from rl_finetune.policy import FlowSDE, QwenVLAPolicy, TorchContext
 from rl_finetune.policy.adapters import add_adapters
 
@@ -83,7 +84,9 @@ def stored_batch() -> Batch:
 
 def measured(policy: QwenVLAPolicy, started: QwenVLAPolicy, objective: ObjectiveSection) -> dict[str, float]:
     """Loss, diagnostics and gradient norms where an update that began with `started` has come to `policy`."""
-    recipe = Recipe(objective, OBJECTIVES[objective.name], FlowSDE(4, 1.0, None))
+    scale = return_scale(stored_batch().old_value, stored_batch().returns)  # the numbers are of a clip of 0.2 as it is
+    critic = CriticSection(clip=0.2 / scale, huber=10.0 / scale)
+    recipe = Recipe(objective, OBJECTIVES[objective.name], FlowSDE(4, 1.0, None), critic)
     ready = prepare(started, stored_batch(), recipe, (3, 5))
     policy.zero_grad()
     loss, diagnostics = minibatch_loss(policy, ready, np.arange(12), recipe)

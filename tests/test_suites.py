@@ -403,7 +403,7 @@ def test_evaluate_plays_every_suite_and_writes_it_down(
     def play(config: EvaluateConfig) -> dict[str, EpisodeResults]:
         asked.append(config.env.worlds()[0].options.get("perturb", "none"))
         done = np.arange(20) < 20 - 4 * len(asked)
-        return {"widowx_reach": EpisodeResults(done, np.full(20, 8), (None,) * 20, {})}
+        return {"widowx_reach": EpisodeResults(done, done.astype(np.float32), np.full(20, 8), (None,) * 20, {})}
 
     monkeypatch.setattr(evaluation, "_play", play)
     monkeypatch.setattr(evaluation.cluster, "connect", lambda actors: None)

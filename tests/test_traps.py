@@ -233,7 +233,7 @@ class Rounds:
     def play(self, episodes: int) -> dict[str, EpisodeResults]:
         self.said.append(f"evaluation of version {self.state.version}")
         won = np.arange(episodes) < self.state.version
-        return {"widowx_reach": EpisodeResults(won, np.ones(episodes, np.int64), (None,) * episodes, {})}
+        return {"widowx_reach": EpisodeResults(won, 1.0 * won, np.ones(episodes, np.int64), (None,) * episodes, {})}
 
     def film(self, episodes: int) -> list[Any]:
         return []

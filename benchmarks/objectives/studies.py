@@ -24,6 +24,7 @@ BASE: dict[str, Any] = {
     "env.num_envs": 64,
     "env.options.tolerance": 0.02,
     "rollout.num_actors": 1,
+    "rollout.chunks": 4,
     "learner.num_learners": 1,
     "objective.minibatch": 64,
     "exploration.sde_step": 2,

@@ -39,16 +39,18 @@ class World:
     """Frozen dataclass of its options."""
     task: Callable[[Any], Task]
     """Options -> task."""
+    expert_steps: int
+    """Steps that the expert takes on average (benchmarks/results/experts.md)."""
 
 
-def _reach(name: str, body: Callable[[], Body], time_limit: int, pace: float = PACE) -> World:
+def _reach(name: str, body: Callable[[], Body], time_limit: int, expert_steps: int, pace: float = PACE) -> World:
     def task(chosen: ReachOptions) -> Task:
         return Reach(
             body(), name, image_size=chosen.image_size, tolerance=chosen.tolerance, time_limit=time_limit, pace=pace,
             progress=chosen.progress,
         )  # fmt: skip
 
-    return World(ReachOptions, task)
+    return World(ReachOptions, task, expert_steps)
 
 
 def _franka_reach(chosen: FrankaReachOptions) -> Task:
@@ -65,27 +67,30 @@ def _widowx_moving(chosen: MovingOptions) -> Task:
     )  # fmt: skip
 
 
-def _widowx(name: str, task: type[Objects], time_limit: int) -> World:
+def _widowx(name: str, task: type[Objects], time_limit: int, expert_steps: int) -> World:
     """A task with free objects for the WidowX."""
     return World(
         WorldOptions,
         lambda chosen: task(WidowX(grasping=True), name, image_size=chosen.image_size, time_limit=time_limit),
+        expert_steps,
     )
 
 
-def _two_hands(name: str, body: Callable[[], Body], task: type[Objects], time_limit: int) -> World:
+def _two_hands(name: str, body: Callable[[], Body], task: type[Objects], time_limit: int, expert_steps: int) -> World:
     """And for bodies with two hands."""
     return World(
         WorldOptions,
         lambda chosen: task(body(), name, image_size=chosen.image_size, time_limit=time_limit, pace=0.3),
+        expert_steps,
     )
 
 
-def _franka(name: str, task: type[Objects], time_limit: int) -> World:
+def _franka(name: str, task: type[Objects], time_limit: int, expert_steps: int) -> World:
     """And for the Franka-like arm."""
     return World(
         FrankaOptions,
         lambda chosen: task(franka(chosen.control), name, image_size=chosen.image_size, time_limit=time_limit),
+        expert_steps,
     )
 
 
@@ -99,21 +104,21 @@ def franka(control: Controls) -> Body:
 
 
 WORLDS: dict[str, World] = {
-    "widowx_reach": _reach("widowx_reach", WidowX, 32),
-    "widowx_pick": _widowx("widowx_pick", Pick, 40),
-    "widowx_put_on": _widowx("widowx_put_on", PutOn, 64),
-    "widowx_stack": _widowx("widowx_stack", Stack, 64),
-    "widowx_moving": World(MovingOptions, _widowx_moving),
-    "franka_reach": World(FrankaReachOptions, _franka_reach),
-    "franka_pick": _franka("franka_pick", Pick, 48),
-    "franka_put_on": _franka("franka_put_on", PutOn, 96),
-    "franka_stack": _franka("franka_stack", Stack, 96),
-    "aloha_reach": _reach("aloha_reach", Aloha, 96, pace=0.45),
-    "aloha_transfer": _two_hands("aloha_transfer", Aloha, Transfer, 400),
-    "aloha_insertion": _two_hands("aloha_insertion", Aloha, Insertion, 400),
-    "gr1_reach": _reach("gr1_reach", UpperBody, 64, pace=0.3),
-    "widowx_trace": World(TraceOptions, _widowx_trace),
-    "gr1_transfer": _two_hands("gr1_transfer", UpperBody, Transfer, 160),
-    "rover_navigate": World(NavigateOptions, Navigate),
+    "widowx_reach": _reach("widowx_reach", WidowX, 32, 6),
+    "widowx_pick": _widowx("widowx_pick", Pick, 40, 11),
+    "widowx_put_on": _widowx("widowx_put_on", PutOn, 64, 23),
+    "widowx_stack": _widowx("widowx_stack", Stack, 64, 22),
+    "widowx_moving": World(MovingOptions, _widowx_moving, 6),
+    "franka_reach": World(FrankaReachOptions, _franka_reach, 10),
+    "franka_pick": _franka("franka_pick", Pick, 48, 22),
+    "franka_put_on": _franka("franka_put_on", PutOn, 96, 46),
+    "franka_stack": _franka("franka_stack", Stack, 96, 44),
+    "aloha_reach": _reach("aloha_reach", Aloha, 96, 19, pace=0.45),
+    "aloha_transfer": _two_hands("aloha_transfer", Aloha, Transfer, 400, 201),
+    "aloha_insertion": _two_hands("aloha_insertion", Aloha, Insertion, 400, 186),
+    "gr1_reach": _reach("gr1_reach", UpperBody, 64, 11, pace=0.3),
+    "widowx_trace": World(TraceOptions, _widowx_trace, 8),
+    "gr1_transfer": _two_hands("gr1_transfer", UpperBody, Transfer, 160, 84),
+    "rover_navigate": World(NavigateOptions, Navigate, 13),
 }
 """Name -> world. A new one is a line here."""

@@ -15,7 +15,7 @@ from rl_finetune.algorithm import preflight
 from rl_finetune.algorithm.run_folder import write_json
 from rl_finetune.config import EvaluateConfig
 from rl_finetune.metrics.evaluation import Evaluation, describe
-from rl_finetune.metrics.intervals import wilson
+from rl_finetune.metrics.intervals import student, wilson
 from rl_finetune.types import EvalReport, Failure
 
 
@@ -72,13 +72,15 @@ def evaluation_file(
 
 
 def _report(results: EpisodeResults, seed: int, version: int) -> EvalReport:
-    successes = tuple(bool(s) for s in results.success)
+    successes, returns = tuple(bool(s) for s in results.success), tuple(map(float, results.returns))
+    mean_return, return_interval = student(returns)
     measures = {
         name: float(np.nanmean(values)) for name, values in results.measures.items() if not np.isnan(values).all()
     }
     return EvalReport(
         successes=successes, seed=seed, success=sum(successes) / len(successes),
-        interval=wilson(sum(successes), len(successes)), mean_steps=float(results.steps.mean()), policy_version=version,
+        interval=wilson(sum(successes), len(successes)), returns=returns, mean_return=mean_return,
+        return_interval=return_interval, mean_steps=float(results.steps.mean()), policy_version=version,
         failed=sum(f is not None for f in results.failures), measures=measures,
     )  # fmt: skip
 

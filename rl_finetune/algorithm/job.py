@@ -44,7 +44,7 @@ def train(config: TrainConfig) -> int:
     Raises:
         UserError: the input cannot be used; nothing has been written then.
     """
-    folder = Path(config.run.folder)
+    folder, config = Path(config.run.folder), preflight.with_chunks(config)
     preflight.check_alone(config.env, config.rollout.num_actors, config.rollout.gpus, by="rollout.")
     preflight.check(config.policy, config.env)
     preflight.check_critic(config)
@@ -91,6 +91,8 @@ class _Job:
         with Dashboard(
             f"{self.config.env.title}, seed {run.seed} -> {self.folder}", run.iterations, run.max_minutes
         ) as board:
+            for note in preflight.short_rounds(self.config):
+                board.note(note)
             board.note("starting actors and learners")
             algorithm = self._algorithm()
             # Not before: wandb or an actor may refuse, and a folder with a config counts as a run.

@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 import envs
+from rl_finetune.config.loader import validated
 from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.config.schema import EvaluateConfig, PolicySection, TrainConfig
 from rl_finetune.config.worlds import EnvSection
@@ -39,6 +40,41 @@ def check(policy: PolicySection, env: EnvSection) -> None:
         load_adapters(loaded, Path(policy.adapter))
     for world in worlds:
         envs.make(world.name, 1, **world.options).close()
+
+
+def with_chunks(job: TrainConfig) -> TrainConfig:
+    """The job with the chunks of a round settled: where none are set, those of the longest episode of each world.
+
+    Raises:
+        UserError: `objective.minibatch` is larger than a round.
+    """
+    chunks = [world.chunks or job.rollout.chunks or envs.spec(world.name, **world.options).episode_chunks
+              for world in job.env.worlds()]  # fmt: skip
+    tree = job.model_dump()
+    for entry, number in zip(tree["env"]["mix"], chunks, strict=False):
+        entry["chunks"] = number
+    tree["rollout"]["chunks"] = job.rollout.chunks or chunks[0]
+    return validated(TrainConfig, tree)
+
+
+def short_rounds(job: TrainConfig) -> list[str]:
+    """What to say of worlds whose rounds are shorter than an episode may be; none where all are long enough."""
+    notes = []
+    for world in job.env.worlds():
+        spec = envs.spec(world.name, **world.options)
+        chunks, needs = world.chunks or job.rollout.chunks or spec.episode_chunks, envs.expert_steps(world.name)
+        steps = chunks * spec.embodiment.action.horizon
+        if steps < needs:
+            notes.append(
+                f"{world.label}: a round of {steps} steps (rollout.chunks={chunks}) is too short to succeed in: its "
+                f"expert takes {needs} on average, an episode may take {spec.time_limit}"
+            )
+        elif steps < spec.time_limit:
+            notes.append(
+                f"{world.label}: a round of {steps} steps (rollout.chunks={chunks}) is shorter than an episode of "
+                f"{spec.time_limit}; success in training counts only what succeeds within a round"
+            )
+    return notes
 
 
 def check_alone(env: EnvSection, actors: int, gpus: float, *, by: str = "") -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
-from learners.advantages import finished_returns
+from learners.advantages import first_episodes
 from rl_finetune.checkpoint import RunState
 from rl_finetune.metrics.intervals import mean_over, wilson
 from rl_finetune.metrics.rows import IterationRow, WorldRow
@@ -55,7 +55,7 @@ def iteration_row(
         success=success,
         success_interval=interval,
         mean_return=_mean_return(trajectories),
-        episodes=len(_successes(trajectories)),
+        episodes=_ended(trajectories),
         clip_fraction=d.get("clip_fraction", math.nan),
         kl=d.get("kl", math.nan),
         first_ratio_error=report.first_ratio_error,
@@ -117,7 +117,7 @@ def _world_row(trajectories: list[Trajectory], rolling: tuple[bool, ...]) -> Wor
         success=success,
         success_interval=interval,
         mean_return=_mean_return(trajectories),
-        episodes=len(_successes(trajectories)),
+        episodes=_ended(trajectories),
         steps=_steps(trajectories),
         transitions=sum(t.transitions for t in trajectories),
         failures=sum(len(t.failures) for t in trajectories),
@@ -125,9 +125,13 @@ def _world_row(trajectories: list[Trajectory], rolling: tuple[bool, ...]) -> Wor
     )
 
 
+def _ended(trajectories: list[Trajectory]) -> int:
+    """Episodes that ended by themselves."""
+    return sum(int(((t.terminated | t.truncated) & ~t.failed).sum()) for t in trajectories)
+
+
 def _successes(trajectories: list[Trajectory]) -> tuple[bool, ...]:
-    """Of every episode that ended by itself."""
-    return tuple(bool(s) for t in trajectories for s in t.success[(t.terminated | t.truncated) & ~t.failed])
+    return tuple(bool(s) for t in trajectories for s in first_episodes(t).success)
 
 
 def _rate(successes: tuple[bool, ...]) -> tuple[float, tuple[float, float]]:
@@ -136,7 +140,7 @@ def _rate(successes: tuple[bool, ...]) -> tuple[float, tuple[float, float]]:
 
 
 def _mean_return(trajectories: list[Trajectory]) -> float:
-    returns = np.concatenate([finished_returns(t) for t in trajectories])
+    returns = np.concatenate([first_episodes(t).returns for t in trajectories])
     return float(returns.mean()) if returns.size else math.nan
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -22,7 +22,15 @@ def load(kind: type[Config], file: str | Path | None = None, overrides: Sequence
     Raises:
         UserError: the first thing that is wrong, in one line that names field, value, what is allowed and what to do.
     """
-    tree = files.apply({} if file is None else files.read(files.find(file)), overrides)
+    return validated(kind, files.apply({} if file is None else files.read(files.find(file)), overrides))
+
+
+def validated(kind: type[Config], tree: dict[str, Any]) -> Config:
+    """The settings of `kind` from a mapping.
+
+    Raises:
+        UserError: as `load`.
+    """
     try:
         return kind.model_validate(tree)
     except ValidationError as error:

@@ -28,8 +28,13 @@ class ObjectiveSection(Section):
 
     name: str
     """Objective."""
-    gamma: float = Field(0.99, gt=0, le=1)
-    """Discount per environment step."""
+    gamma: float = Field(0.95, gt=0, le=1)
+    """Discount per second of the robot's time: the same horizon for a body that acts at 5 Hz and one at 50 Hz, whatever
+    the length of a chunk. A step at rate f is discounted by gamma^(1/f)."""
+    time_limit: Literal["truncation", "termination"] = "truncation"
+    """What an episode that runs out of time is worth beyond its end: `truncation` bootstraps from the critic's value of
+    the last state, as gymnasium has it; `termination` counts nothing, for tasks that must be done in time. Evaluation
+    counts such an episode as it stands: without success unless it succeeded."""
     lam: float = Field(0.95, ge=0, le=1)
     """GAE's lambda per chunk; group objectives take whole episodes instead."""
     epochs: int = Field(4, ge=1)

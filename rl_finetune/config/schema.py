@@ -30,8 +30,9 @@ class RolloutSection(Section):
 
     num_actors: int = Field(2, ge=1)
     """Remote EnvRunner actors, each with its share of the environments and its own renderer."""
-    chunks: int = Field(4, ge=1)
-    """Chunks that each environment plays an iteration, from a fresh episode."""
+    chunks: int | None = Field(None, ge=1)
+    """Chunks that each environment plays an iteration, from a fresh episode; null plays as many as the longest episode
+    has. With fewer, success in training counts only what succeeds in so short a time."""
     denoising_steps: int = Field(4, ge=1)
     """Euler steps from noise to actions."""
     lag: int = Field(0, ge=0)
@@ -69,9 +70,10 @@ class CriticSection(Section):
     """`linear`: head on the mean backbone state (the paper's). `privileged`: a net on the simulator's state. `none`:
     values are zero. `auto`: linear, or none where the objective compares groups."""
     clip: float | None = Field(0.2, gt=0)
-    """Change of the value that a batch may make before it is clipped; null leaves it out."""
+    """Change of the value that an update may make before it is clipped, as a share of the returns' root mean square in
+    the round; null leaves it out."""
     huber: float | None = Field(10.0, gt=0)
-    """Errors above this count linearly in the value loss; null is the squared error throughout."""
+    """Errors above this, in the same unit, count linearly in the value loss; null is the squared error throughout."""
     coefficient: float = Field(1.0, ge=0)
     """Weight of the value loss."""
 
@@ -129,7 +131,7 @@ class LearnerSection(Section):
 class EvaluationSection(Section):
     """Success on held-out episodes, before and after."""
 
-    episodes: int = Field(500, ge=1)
+    episodes: int = Field(500, ge=2)
     """Held-out episodes; the same initial states and noise for every policy, so that gains pair."""
     seed: int = Field(1_000_003, ge=0)
     """Seed of the held-out episodes."""
@@ -206,11 +208,13 @@ class TrainConfig(Section):
         require(self.run.seed != seed, "run.seed", seed, "another than evaluation.seed: held-out episodes are not seen")
         check_worlds(self.env, actors, self.objective.group_size)
         worlds, minibatch = self.env.worlds(self.objective.group_size), self.objective.minibatch
-        batch = sum(world.num_envs * (world.chunks or self.rollout.chunks) for world in worlds)
+        chunks = [world.chunks or self.rollout.chunks or 0 for world in worlds]
+        batch = sum(world.num_envs * number for world, number in zip(worlds, chunks, strict=True))
         steps = self.rollout.denoising_steps
         require(
-            minibatch <= batch, "objective.minibatch", minibatch, f"at most env.num_envs * rollout.chunks = {batch}"
-        )
+            minibatch <= batch or 0 in chunks, "objective.minibatch", minibatch,
+            f"at most env.num_envs * rollout.chunks = {batch}",
+        )  # fmt: skip
         require(
             minibatch % learners == 0, "objective.minibatch", minibatch,
             f"a multiple of learner.num_learners = {learners}",

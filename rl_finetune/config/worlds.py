@@ -53,8 +53,8 @@ class WorldSection(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of that environment."""
     chunks: int | None = Field(None, ge=1)
-    """Chunks that each of its environments plays an iteration; null is `rollout.chunks`. Bodies differ in how many make
-    up an episode."""
+    """Chunks that each of its environments plays an iteration; null is `rollout.chunks`, and where that is null too, as
+    many as its longest episode has."""
 
 
 class EnvSection(Section):

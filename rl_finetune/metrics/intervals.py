@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 Z_95 = 1.96
 """Quantile of the normal distribution for two-sided 95 %."""
 
@@ -68,6 +70,20 @@ def paired_gain(before: Sequence[bool], after: Sequence[bool], z: float = Z_95) 
     half = z * math.sqrt((p + q - (p - q) ** 2) / (n + 2))
     low, high = max(p - q - half, -1.0), min(p - q + half, 1.0)
     return Gain(points=100 * (won - lost) / n, interval=(100 * low, 100 * high), episodes=n, won=won, lost=lost)
+
+
+def student(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Mean of independent values, and its 95 % interval by Student's t.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"values: got {n}; expected at least 2")
+    mean = math.fsum(values) / n
+    half = float(stdtrit(n - 1, 0.975)) * math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    return mean, (mean - half, mean + half)
 
 
 def mean_gain(gains: Sequence[Gain]) -> Gain:

@@ -16,11 +16,11 @@ class WorldRow:
     """What one of several worlds saw in a round."""
 
     success: float
-    """Share of successes among its latest training episodes, with exploration noise."""
+    """Share of successes among its latest training episodes that began a round, with exploration noise."""
     success_interval: tuple[float, float]
     """95 % Wilson interval of `success`."""
     mean_return: float
-    """Mean undiscounted return of its episodes of this round."""
+    """Mean undiscounted return of its episodes that began this round."""
     episodes: int
     """Its episodes that ended in this round."""
     steps: int
@@ -56,11 +56,12 @@ class IterationRow:
     env_steps: int
     """Environment steps since the run began."""
     success: float
-    """Share of successes among the latest training episodes, with exploration noise; of several worlds the mean."""
+    """Share of successes among the latest training episodes that began a round (an environment's later ones are seen
+    only if they end quickly), with exploration noise; of several worlds the mean."""
     success_interval: tuple[float, float]
     """95 % interval of `success`: Wilson's; of several worlds `intervals.mean_over`."""
     mean_return: float
-    """Mean undiscounted return of the episodes of this round."""
+    """Mean undiscounted return of the episodes that began this round."""
     episodes: int
     """Episodes that ended in this round."""
     clip_fraction: float

@@ -221,7 +221,7 @@ def _lost(visit: Visit, cause: str) -> EpisodeResults:
     """Every episode of a world that cannot be kept alive."""
     n = visit.key.episodes
     failures = tuple(Failure(row, visit.world.name, visit.key.seed, row, 0, cause) for row in range(n))
-    return EpisodeResults(np.zeros(n, bool), np.zeros(n, np.int64), failures, {})
+    return EpisodeResults(np.zeros(n, bool), np.zeros(n, np.float32), np.zeros(n, np.int64), failures, {})
 
 
 def _unseen(visit: Visit) -> MotionLog:
