@@ -72,14 +72,21 @@ def group_relative(returns: FloatArray, group: IntArray, *, leave_one_out: bool 
         [N]; zero where a group has one member, or all members did equally well.
     """
     advantage = np.zeros_like(returns)
-    for number in np.unique(group):
+    for number in np.unique(group[decided(returns, group)]):
         rows = group == number
         members, size = returns[rows], int(rows.sum())
-        if size < 2 or np.ptp(members) == 0:
-            continue
         centred = members - members.mean()
         advantage[rows] = centred * size / (size - 1) if leave_one_out else centred / (members.std() + EPSILON)
     return advantage
+
+
+def decided(returns: FloatArray, group: IntArray) -> BoolArray:
+    """[N] whether the returns within the episode's group differ; False where it has no other member."""
+    names, place = np.unique(group, return_inverse=True)
+    low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    np.minimum.at(low, place, returns)
+    np.maximum.at(high, place, returns)
+    return (low < high)[place]
 
 
 def score(
@@ -115,62 +122,57 @@ def broken(t: Trajectory) -> BoolArray:
 
 
 def group_scores(trajectories: list[Trajectory], *, leave_one_out: bool) -> list[ScoredTrajectory]:
-    """Give every chunk of a finished episode the advantage of that episode within its group.
+    """Give every chunk of an episode the advantage of that episode within its group.
 
-    A group is all finished episodes of the round with the same initial state, whichever actors played them; its
-    return is the undiscounted sum of rewards. A group that always or never succeeded decides nothing and is left out,
-    as are episodes that the round cut off or that a broken world ended.
+    A group is all episodes of the round with the same initial state, whichever actors played them; a return is the
+    undiscounted sum of rewards. An episode that the round cuts off counts with what it has until then: how much time is
+    left when it begins does not depend on its own actions, so that the gradient is that of the return within the round.
+    Without them an episode would count only if it ends soon. A group whose returns are all equal decides nothing and is
+    left out, as are episodes that a broken world ended.
     """
     episodes = [_episodes(t) for t in trajectories]
     returns = np.concatenate([e.returns for e in episodes])
-    success = np.concatenate([e.success for e in episodes])
     _, group = np.unique(np.concatenate([e.beginning for e in episodes]), axis=0, return_inverse=True)
     group = group.reshape(-1)
-    decided = np.array([0 < success[group == g].mean() < 1 for g in range(group.max(initial=-1) + 1)], bool)
-    advantage = group_relative(returns, group, leave_one_out=leave_one_out)
+    counts, advantage = decided(returns, group), group_relative(returns, group, leave_one_out=leave_one_out)
     scored, first = [], 0
     for trajectory, found in zip(trajectories, episodes, strict=True):
         rows = slice(first, first + len(found.returns))
-        known = np.append(np.where(decided[group[rows]], advantage[rows], 0), 0).astype(np.float32)
-        used = np.append(decided[group[rows]], False)[found.number]
-        scored.append(ScoredTrajectory(trajectory, known[found.number], np.zeros_like(trajectory.value), used))
+        known, used = np.append(advantage[rows], 0).astype(np.float32), np.append(counts[rows], False)
+        nothing = np.zeros_like(trajectory.value)
+        scored.append(ScoredTrajectory(trajectory, known[found.number], nothing, used[found.number]))
         first = rows.stop
     return scored
 
 
 @dataclass(frozen=True, slots=True)
 class _Episodes:
-    """E finished episodes of one trajectory."""
+    """E episodes of one trajectory, without those that a broken world ended."""
 
     number: IntArray
-    """[T, N] which of them a chunk belongs to; -1 in an episode that did not end, or not by itself."""
+    """[T, N] which of them a chunk belongs to; -1 in an episode that a broken world ended."""
     beginning: IntArray
     """[E, 2] scene and episode number."""
     returns: FloatArray
-    """[E]."""
-    success: BoolArray
-    """[E]."""
+    """[E] undiscounted, within the trajectory."""
 
 
 def _episodes(t: Trajectory) -> _Episodes:
     number = np.full(t.value.shape, -1, np.int64)
     beginning: list[tuple[int, int]] = []
     returns: list[float] = []
-    success: list[bool] = []
-    gained = t.reward.sum(-1)
+    gained, ended = t.reward.sum(-1), t.terminated | t.truncated | t.failed
+    ended[-1] = True
     for env in range(t.value.shape[1]):
         first = 0
-        for episode, last in enumerate(np.flatnonzero((t.terminated | t.truncated | t.failed)[:, env]).tolist()):
+        for episode, last in enumerate(np.flatnonzero(ended[:, env]).tolist()):
             chunks, first = slice(first, last + 1), last + 1
             if t.failed[last, env]:
                 continue
             number[chunks, env] = len(returns)
             beginning.append((int(t.keys.scene[env]), int(t.keys.episode[env]) + episode))
             returns.append(float(gained[chunks, env].sum()))
-            success.append(bool(t.success[last, env]))
-    return _Episodes(
-        number, np.array(beginning, np.int64).reshape(-1, 2), np.array(returns, np.float32), np.array(success, bool)
-    )
+    return _Episodes(number, np.array(beginning, np.int64).reshape(-1, 2), np.array(returns, np.float32))
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,8 @@ def run_update(
             optimise(loss)
             for name, value in diagnostics.items():
                 logged[name].append(float(value))
-    means = {name: float(np.mean(values)) for name, values in logged.items()} | _explained(batches)
+    means = {name: float(np.mean(values)) for name, values in logged.items()}
+    means |= _explained(batches) | {"decisions_used": float(sum(part.used.sum() for part in scored))}
     first_error = logged["ratio_error"][0] if "ratio_error" in logged else float("nan")
     return UpdateReport(version + 1, means, first_error, time.monotonic() - start)
 

@@ -183,11 +183,11 @@ def grouped(ends: list[str] = ENDS, *, first: int = 0, episode: int = 8, group: 
 
 
 USED = [
-    "xxx..",  # group 0, episode 8: a success and a failure; what follows was cut off by the round
+    "xxx..",  # group 0, episode 8; nobody else has begun episode 9
     "xxxxx",
-    ".xxxx",  # group 1: both succeeded in episode 8, one in episode 9
-    ".xxxx",
-    "xxx..",  # group 2: decided in episodes 8 and 9; the third was cut off
+    "xxxxx",  # group 1: episodes 8 and 9, of which the round cuts none off
+    "xxxxx",
+    "xxx..",  # group 2: episodes 8 and 9, the second of which the round would cut off next; nobody else is in its third
     "xxxxx",
 ]
 
@@ -201,7 +201,8 @@ def test_every_chunk_of_a_decided_group_has_the_advantage_of_its_episode() -> No
     made = grouped()
     (scored,) = group_scores([made], leave_one_out=True)
     pairs = [
-        ((0, 0, 2), (1, 0, 4)), ((2, 1, 4), (3, 1, 4)), ((4, 0, 0), (5, 0, 2)), ((4, 1, 2), (5, 3, 4)),
+        ((0, 0, 2), (1, 0, 4)), ((2, 0, 0), (3, 0, 0)), ((2, 1, 4), (3, 1, 4)), ((4, 0, 0), (5, 0, 2)),
+        ((4, 1, 2), (5, 3, 4)),
     ]  # fmt: skip
     expected = np.zeros((5, 6), np.float32)
     for one, other in pairs:
@@ -231,15 +232,30 @@ def test_episodes_of_other_rounds_are_other_groups() -> None:
     assert all(p.used.all() and p.advantage.all() for p in parts)
 
 
-@pytest.mark.parametrize(
-    "ends", [["....S", "....S"], ["....C", "....C"], [".....", "....."], ["....S", "....."]],
-    ids=["all succeeded", "all failed", "none finished", "one cut off by the round"],
-)  # fmt: skip
-def test_groups_that_decide_nothing_are_left_out(ends: list[str]) -> None:
-    """However much their returns differ: a group is decided by success."""
+def rewarded(ends: list[str], reward: list[list[float]]) -> Trajectory:
+    """One group; `reward` [N][T] is earned in a chunk's last step."""
+    made = grouped(ends, group=len(ends))
+    steps = np.zeros_like(made.reward)
+    steps[..., -1] = np.array(reward).T
+    return replace(made, reward=steps)
+
+
+def test_an_episode_that_the_round_cuts_off_counts_with_what_it_has() -> None:
+    """Four of eight succeed in the fourth chunk, four go on when the round ends: all 32 decisions count."""
+    made = rewarded(["...S"] * 4 + ["...."] * 4, [[0, 0, 0, 1]] * 4 + [[0, 0, 0, 0]] * 4)
+    (grpo,), (rloo,) = (group_scores([made], leave_one_out=leave) for leave in (False, True))
+    assert grpo.used.sum() == rloo.used.sum() == 32
+    np.testing.assert_allclose(grpo.advantage, np.tile([1] * 4 + [-1] * 4, (4, 1)), rtol=1e-5)
+    np.testing.assert_allclose(rloo.advantage, np.tile([4 / 7] * 4 + [-4 / 7] * 4, (4, 1)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("ends", [["..S", "..S"], ["..C", "..C"], ["...", "..."], ["..S", "..C"], ["..C", "..."]])
+def test_a_group_is_decided_by_its_returns_and_not_by_success(ends: list[str]) -> None:
     for leave_one_out in (False, True):
-        (scored,) = group_scores([grouped(ends)], leave_one_out=leave_one_out)
-        assert not scored.used.any() and not scored.advantage.any()
+        for other, says in ((1.25, False), (1.5, True)):
+            made = rewarded(ends, [[1, 0, 0.25], [0, 0, other]])
+            (scored,) = group_scores([made], leave_one_out=leave_one_out)
+            assert (scored.used == says).all() and (scored.advantage != 0).any() == says
 
 
 def test_environments_without_a_group_have_nobody_to_be_compared_with() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from breaking_world import Breaking
+from builders import blind_policy, random_contexts, trajectory
 
 import actors.env_runner
 import rl_finetune.cli as cli
@@ -21,9 +25,11 @@ from envs.supervision import WorldError
 from rl_finetune.algorithm import filming, preflight
 from rl_finetune.algorithm.algorithm import FlowRLConfig, _check_started
 from rl_finetune.config import EvaluateConfig, TrainConfig, load
+from rl_finetune.config.objectives import DiffusionNFTSection, FPOSection
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import EnvSection
 from rl_finetune.errors import RunError, UserError
+from rl_finetune.store import save_round
 
 REFUSED = UserError("no such thing", got="a", expected="b", do="c")
 
@@ -197,3 +203,29 @@ def test_evaluation_of_isaac_by_two_is_refused_before_anything_starts() -> None:
     config = EvaluateConfig(policy=PolicySection(path="nowhere"), env=EnvSection(name="isaac", options=ISAAC))
     with pytest.raises(UserError, match=r"num_actors=2.*set num_actors=1 and env.workers=0"):
         command(config)
+
+
+# ---- groups that could never be compared
+
+
+def test_groups_are_refused_where_environments_do_not_begin_alike() -> None:
+    with pytest.raises(UserError, match=r"breaking cannot begin .*: got objective.group_size=8; expected 1"):
+        preflight.require_groups(Breaking(keyed=False)(1), 8)
+    preflight.require_groups(Breaking(keyed=False)(1), 1)
+    preflight.require_groups(Breaking()(1), 8)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "diffusion_nft", "step_nft"])
+def test_a_group_of_one_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", f"objective.name={name}", "objective.group_size=1"]) == 2
+    assert "objective.group_size" in capsys.readouterr().err
+
+
+def test_stored_rounds_without_groups_are_refused_where_groups_are_compared(tmp_path: Path) -> None:
+    made = trajectory(blind_policy(), random_contexts(4))
+    for group in (1, 2):
+        save_round(tmp_path / str(group), 0, [replace(made, keys=replace(made.keys, group=group))])
+    preflight.check_source(str(tmp_path / "1"), FPOSection())
+    preflight.check_source(str(tmp_path / "2"), DiffusionNFTSection())
+    with pytest.raises(UserError, match="compares the episodes of a group: got group size 1 in"):
+        preflight.check_source(str(tmp_path / "1"), DiffusionNFTSection())

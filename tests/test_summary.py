@@ -52,3 +52,14 @@ def test_a_round_in_which_every_world_broke_has_no_return() -> None:
         RunState(0, 0, 0, 0.0, 0, (), 1), [made], REPORT, clock, publish_bytes=1, recent=8, healthy=2, events=()
     )
     assert np.isnan(row.mean_return) and row.episodes == 0 and row.worlds == {}
+
+
+def test_an_update_without_a_decision_that_counts_is_an_event() -> None:
+    for used, events in ((2.0, 0), (0.0, 1)):
+        report = replace(REPORT, diagnostics={**REPORT.diagnostics, "decisions_used": used})
+        _, row = iteration_row(
+            RunState(0, 0, 0, 0.0, 0, (), 1), [played("reach", ["--", "--"])], report,
+            Clock({"collect": 1.0, "update": 1.0}), publish_bytes=1, recent=8, healthy=2, events=(),
+        )  # fmt: skip
+        assert row.to_dict()["terms/decisions_used"] == used and len(row.events) == events
+        assert all("the returns of every group are all equal" in event for event in row.events)

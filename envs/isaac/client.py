@@ -66,7 +66,7 @@ class IsaacEnv(VectorEnv):
                 "Isaac cannot begin the environments of a group alike",
                 got=f"groups of {keys.group}",
                 expected="group 1: it has one generator for all environments",
-                do="use an objective without groups (ppo, fpo, diffusion_nft)",
+                do="use an objective without groups (ppo, fpo, recap)",
             )
         self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
         answer = self._process.ask({"ask": "reset", "seed": named(keys)}, seconds=self._options.step_seconds)

@@ -21,8 +21,13 @@ from rl_finetune.spec import handshake, shared_state
 from rl_finetune.store import load_round, rounds
 
 
-def check(policy: PolicySection, env: EnvSection) -> None:
+def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
     """Load the decoder, look at the backbone's files, shake hands with every world, draw one picture of each.
+
+    Args:
+        policy: the starting point.
+        env: the worlds.
+        group_size: environments that must begin alike.
 
     Raises:
         UserError: whatever is wrong, before anything is written or started.
@@ -39,7 +44,22 @@ def check(policy: PolicySection, env: EnvSection) -> None:
 
         load_adapters(loaded, Path(policy.adapter))
     for world in worlds:
-        envs.make(world.name, 1, **world.options).close()
+        with envs.make(world.name, 1, **world.options) as made:
+            require_groups(made, group_size)
+
+
+def require_groups(env: envs.VectorEnv, group_size: int) -> None:
+    """Episodes can be compared within a group only in a world that begins them in the state that their key names.
+
+    Raises:
+        UserError: this one does not.
+    """
+    if group_size > 1 and not env.keyed:
+        raise UserError(
+            f"{env.spec.name} cannot begin the environments of a group alike", got=f"objective.group_size={group_size}",
+            expected="1: the world restarts by itself, in states of its own choice",
+            do="choose an objective without groups (ppo, fpo, recap)",
+        )  # fmt: skip
 
 
 def with_chunks(job: TrainConfig) -> TrainConfig:
@@ -133,7 +153,14 @@ def check_source(source: str | None, objective: ObjectiveSection) -> None:
     if source is None:
         return
     first = rounds(Path(source))[0]
-    if objective.advised and any(t.advised is None for t in load_round(first)):
+    stored = load_round(first)
+    if objective.credit != "gae" and all(t.keys.group == 1 for t in stored):
+        raise UserError(
+            f"stored rounds hold no groups, and {objective.name} compares the episodes of a group",
+            got=f"group size 1 in {first}", expected="rounds collected in groups",
+            do=f"collect them with objective.name={objective.name} rollout.store=true",
+        )  # fmt: skip
+    if objective.advised and any(t.advised is None for t in stored):
         raise UserError(
             "stored rounds hold no advised contexts", got=str(first), expected="rounds collected for this objective",
             do=f"collect them with objective.name={objective.name} rollout.store=true",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -78,9 +79,16 @@ def iteration_row(
         failures=sum(len(t.failures) for t in trajectories),
         worlds=worlds,
         terms={name: value for name, value in d.items() if name not in KNOWN},
-        events=(*events, *(str(failure) for t in trajectories for failure in t.failures)),
+        events=(*events, *(str(failure) for t in trajectories for failure in t.failures), *_undecided(d)),
     )
     return after, row
+
+
+def _undecided(diagnostics: Mapping[str, float]) -> tuple[str, ...]:
+    """The event of an update without a decision that counts."""
+    if diagnostics.get("decisions_used") != 0:
+        return ()
+    return ("nothing to learn from: the returns of every group are all equal, or all worlds broke down",)
 
 
 def _advanced(

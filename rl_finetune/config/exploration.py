@@ -76,6 +76,9 @@ def check_law(law: ExplorationSection, objective: ObjectiveSection, steps: int) 
     may = law.law in ("flow_sde", "calibrated") and objective.view != "transitions"
     none = f"none for the law {law.law} with {objective.name}: they take steps for independent"
     require(may or not law.correlation, "exploration.correlation", law.correlation, none)
+    varied = law.law != "ode" or law.temperature > 0 or objective.credit == "gae"
+    above = f"above 0 for the law ode with {objective.name}: the members of a group would all do the same"
+    require(varied, "exploration.temperature", law.temperature, above)
     if objective.view == "density":
         require(law.law != "ode", "exploration.law", "ode", "a stochastic law: the objective scores what was sampled")
     if objective.view == "transitions":
