@@ -160,9 +160,10 @@ class AdvisedPairs(Pairs):
         self, batch: Batch, pairs: int, seed: tuple[int, int, int], *, quantile: float, dropout: float
     ) -> None:
         super().__init__(batch, pairs, seed)
-        self.good = batch.advantage > batch.advantage.quantile(quantile)
+        self.good = positive(batch.advantage, quantile)
         rng = generator(seed[0], Stream.ADVICE, *seed[1:])
-        self.plain = torch.from_numpy(rng.random(len(batch)) < dropout).to(self.good.device)
+        silent = torch.from_numpy(rng.random(len(batch)) < dropout).to(self.good.device)
+        self.plain = silent if self.good.any() else torch.ones_like(silent)
 
     def context(self, rows: Tensor) -> TorchContext:
         """See `View`: plain, good or bad by row."""
@@ -170,6 +171,15 @@ class AdvisedPairs(Pairs):
         here = rows.cpu()
         plain, good, bad = (c.rows(here) for c in (self.batch.inputs, *self.batch.advised))
         return _choose(self.plain[rows].cpu(), plain, _choose(self.good[rows].cpu(), good, bad))
+
+
+def positive(advantage: Tensor, quantile: float) -> Tensor:
+    """[M] which of the advantages [M] are called positive: those above the quantile, or with those that are equal to
+    it, whichever share is nearer to 1 - quantile. Never all of them; none only where all are equal."""
+    threshold = advantage.quantile(quantile)
+    above, least = advantage > threshold, advantage >= threshold
+    excess, surplus = ((share.float().mean() + quantile - 1).abs() for share in (above, least))
+    return above if least.all() or (above.any() and excess <= surplus) else least
 
 
 def view_of(batch: Batch, objective: ObjectiveSection, law: Law, seed: tuple[int, int, int]) -> View:

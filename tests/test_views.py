@@ -16,7 +16,7 @@ from learners.batch import Batch, flatten, minibatches
 from learners.objectives import OBJECTIVES
 from learners.objectives.base import DensityInputs, LossInputs, LossOutputs, PairInputs, TransitionInputs
 from learners.update import Recipe, minibatch_loss, prepare, run_update
-from learners.views import AdvisedPairs, Densities, Pairs, Transitions, view_of
+from learners.views import AdvisedPairs, Densities, Pairs, Transitions, positive, view_of
 from rl_finetune.config.objectives import (
     DecoupledPPOSection,
     DiffusionNFTSection,
@@ -303,6 +303,30 @@ def test_advice_follows_from_the_quantile() -> None:
         assert torch.equal(found == 1, batch.advantage >= 40 - good) and not (found == 0).any()
 
 
+@pytest.mark.parametrize(
+    ("advantages", "quantile", "called"),
+    [
+        ([1] * 9 + [0], 0.7, 9),  # 90 % success: those that are equal to the quantile, which are nearer to 3 than none
+        ([1] * 2 + [0] * 8, 0.7, 2),  # 20 %: not the failures, which the quantile is equal to
+        ([1] * 5 + [0] * 5, 0.7, 5),
+        ([1] + [0] * 9, 0.1, 1),
+        ([2] * 2 + [1] * 7 + [0], 0.7, 2),  # 2 is nearer to 3 than 9 is
+        ([2] + [1] * 3 + [0] * 6, 0.7, 4),  # 4 is nearer to 3 than 1 is
+        (list(range(10)), 0.7, 3),
+    ],
+)
+def test_equal_advantages_get_equal_advice(advantages: list[int], quantile: float, called: int) -> None:
+    """The best `called` of ten, whatever the order."""
+    found = positive(torch.tensor(advantages).float(), quantile)
+    assert found.sum() == called and min(np.array(advantages)[found]) > max(np.array(advantages)[~found])
+    assert torch.equal(positive(torch.tensor(advantages[::-1]).float(), quantile), found.flip(0))
+
+
+def test_where_no_chunk_is_better_than_another_none_has_advice() -> None:
+    batch = replace(marked(), advantage=torch.full((40,), 0.5))
+    assert not kinds(AdvisedPairs(batch, 1, (0, 0, 0), quantile=0.7, dropout=0.1), torch.arange(40)).any()
+
+
 def test_some_are_learned_without_advice_and_stay_so_during_the_update() -> None:
     batch, everyone = marked(4000), torch.arange(4000)
     view = AdvisedPairs(batch, 1, (0, 0, 0), quantile=0.7, dropout=0.1)
@@ -352,8 +376,9 @@ def test_dropped_decisions_are_not_learned_from(section: type[ObjectiveSection])
         policy = blind_policy()
         watch = Watch(policy, section(epochs=1, minibatch=4, normalise_advantages=True), lr=1e-3)
         data = with_used(a_round(policy), used, spoil)
-        watch.run(data)
+        report = watch.run(data)
         rows = np.flatnonzero(used)
+        assert report.diagnostics["decisions_used"] == len(rows)
         batch = flatten(data, normalise=True)
         assert len(batch) == used.sum() < 24
         assert np.array_equal(batch.sample, data[0].trajectory.sample.reshape(24, 8, 16)[rows])
