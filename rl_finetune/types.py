@@ -253,7 +253,7 @@ class ScoredTrajectory:
     """[T, N] target of the value head."""
     used: BoolArray
     """[T, N] whether there is anything to learn from the decision: False in episodes that a broken world ended; where
-    groups are compared also in unfinished episodes and undecided groups."""
+    groups are compared also where the returns of a group are all equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +265,8 @@ class UpdateReport:
     diagnostics: Mapping[str, float]
     """Means over minibatches by name, for example `clip_fraction`."""
     first_ratio_error: float
-    """max |ratio - 1| over the first minibatch pass, before any step: sampler and scorer agree when it is ~0. NaN
-    where the objective has no ratio."""
+    """max |ratio - 1| over the first minibatch, before any step, over all ranks' shares of it: sampler and scorer agree
+    when it is ~0. NaN where the objective has no ratio."""
     seconds: float
     """Wall time of the update."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -35,6 +36,7 @@ from learners.update import (
     run_update,
     velocities,
 )
+from rl_finetune.algorithm.learners import combined
 from rl_finetune.config.objectives import (
     DecoupledPPOSection,
     DiffusionNFTSection,
@@ -216,6 +218,17 @@ def test_first_ratio_error_is_of_the_first_minibatch_only() -> None:
     data = scored(trajectory(policy, random_contexts(64)))
     report = update(policy, data, lr=3e-3, epochs=2)
     assert report.first_ratio_error < 1e-4 < 0.01 < report.diagnostics["ratio_error"]
+
+
+def test_the_report_of_an_update_is_of_all_ranks() -> None:
+    """A rank has seen no decision of the rover; the worst ratio is on the second."""
+    one = UpdateReport(5, {"kl": 0.1, "ratio_error": 0.3, "kl/rover": 0.4, "ratio_error/rover": 0.1}, 1e-6, 2.0)
+    other = UpdateReport(5, {"kl": 0.3, "ratio_error": 0.5}, 0.25, 1.0)
+    found = combined([one, other])
+    assert found.diagnostics == {"kl": 0.2, "ratio_error": 0.5, "kl/rover": 0.4, "ratio_error/rover": 0.1}
+    assert (found.policy_version, found.first_ratio_error, found.seconds) == (5, 0.25, 2.0)
+    nothing = replace(one, first_ratio_error=math.nan)
+    assert math.isnan(combined([nothing, nothing]).first_ratio_error)
 
 
 # ---- contexts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import ray
 
@@ -26,9 +28,9 @@ class Learners:
         ray.get([a.join.remote(rendezvous) for a in self._actors])
 
     def update(self, scored: list[ScoredTrajectory], progress: float) -> UpdateReport:
-        """One update on all ranks; the report is rank 0's."""
+        """One update on all ranks."""
         reference = ray.put(scored)
-        return ray.get([a.update.remote(reference, progress) for a in self._actors])[0]
+        return combined(ray.get([a.update.remote(reference, progress) for a in self._actors]))
 
     def weights(self) -> TrainedWeights:
         """Present weights; after a ZeRO step they are the same on every rank."""
@@ -54,3 +56,17 @@ class Learners:
         if len([node for node in ray.nodes() if node["Alive"]]) == 1:
             return Rendezvous(f"file://{self._folder.name}/rendezvous", interface="lo")
         return ray.get(self._actors[0].offer.remote())
+
+
+def combined(reports: Sequence[UpdateReport]) -> UpdateReport:
+    """What all ranks did in one update: of diagnostics the means over the ranks that have them, of ratio errors the
+    largest. Each rank sees its share of every minibatch alone."""
+    names = dict.fromkeys(name for report in reports for name in report.diagnostics)
+    found = {name: [r.diagnostics[name] for r in reports if name in r.diagnostics] for name in names}
+    over_ranks = {name: max if name.startswith("ratio_error") else fmean for name in names}
+    return UpdateReport(
+        reports[0].policy_version,
+        {name: over_ranks[name](values) for name, values in found.items()},
+        max(report.first_ratio_error for report in reports),
+        max(report.seconds for report in reports),
+    )
