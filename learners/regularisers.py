@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learners.objectives.nft import masked_mean
+from learners.objectives.base import masked_mean
 from rl_finetune.policy.flow import LOG_2PI, flow_matching_loss, whitened
 
 
 def velocity_distance(velocity: Tensor, start: Tensor, mask: Tensor) -> Tensor:
     """Scalar, from velocities [B, P, H, K] and the mask [B, H, K]."""
-    return masked_mean((velocity - start) ** 2, mask[:, None].expand_as(velocity)).mean()
+    return masked_mean((velocity - start) ** 2, mask[:, None]).mean()
 
 
 def gaussian_kl(mean: Tensor, start_mean: Tensor, std: Tensor, mask: Tensor, correlation: float = 0.0) -> Tensor:
@@ -34,4 +34,4 @@ def cloning_loss(velocity: Tensor, sample: Tensor, eps: Tensor, mask: Tensor, su
 
 def entropy(std: Tensor, mask: Tensor) -> Tensor:
     """Scalar mean over valid entries of [B, J, H, K]."""
-    return masked_mean(std.log(), mask[:, None].expand_as(std)).mean() + (1 + LOG_2PI) / 2
+    return masked_mean(std.log(), mask[:, None]).mean() + (1 + LOG_2PI) / 2

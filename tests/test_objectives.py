@@ -112,14 +112,37 @@ def test_gradient_stops_where_the_clip_holds(name: str) -> None:
 @pytest.mark.parametrize("name", CLIPPED)
 def test_diagnostics_by_hand(name: str) -> None:
     ratios = [1.5, 0.9, 1.0, 0.5]
-    diagnostics = loss(name, density(torch.tensor(ratios).log().requires_grad_(True), [0.0] * 4)).diagnostics
+    diagnostics = loss(name, density(torch.tensor(ratios).log().requires_grad_(True), [1.0, 1, 1, 1])).diagnostics
     found = {name: value.item() for name, value in diagnostics.items()}
-    assert found["clip_fraction"] == 0.5
+    assert found["clip_fraction"] == 0.25
     assert found["kl"] == pytest.approx(sum(r - 1 - math.log(r) for r in ratios) / 4, rel=1e-5)
     assert found["ratio_error"] == pytest.approx(0.5)
     if name != "decoupled_ppo":  # there it counts weights
         assert found["effective_samples"] == pytest.approx(3.9**2 / (1.5**2 + 0.9**2 + 1 + 0.25) / 4)
     assert not any(value.requires_grad for value in diagnostics.values())
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_clip_fraction_counts_decisions_without_gradient(name: str) -> None:
+    """Better than allowed, as bad as allowed, worse than the dual clip; ratios that move back to 1 are not clipped."""
+    ratios = torch.tensor([1.5, 0.5, 1.5, 0.5, 4.0, 1.1, 0.9]).log()
+    given = density(ratios, [1.0, 1.0, -1.0, -1.0, -1.0, 1.0, -1.0])
+    for dual_clip, count in ((3.0, 3), (None, 2)):
+        silent = (slope(name, given, "log_prob", dual_clip=dual_clip) == 0).sum().item()
+        assert loss(name, given, dual_clip=dual_clip).diagnostics["clip_fraction"].item() == pytest.approx(count / 7)
+        assert silent == count
+
+
+@pytest.mark.parametrize("name", ["fpo", "fpo_plus"])
+def test_clip_fraction_of_pairs_counts_those_without_gradient(name: str) -> None:
+    """Ratios 1.5, .5, 1.5, .5: the first is better than allowed; the last is as bad as allowed, which FPO++ goes on to
+    pull back."""
+    v = (1 - torch.tensor([1.5, 0.5, 1.5, 0.5], dtype=torch.float64).log()).sqrt()[:, None]
+    given = pairs(v, torch.ones(4, 1), sample=[0.0] * 4, eps=torch.zeros(4, 1), tau=torch.full((4, 1), 0.5),
+                  advantage=[1.0, 1.0, -1.0, -1.0])  # fmt: skip
+    count = {"fpo": 2, "fpo_plus": 1}[name]
+    assert (slope(name, given, "velocity", clip=0.05) == 0).sum() == count
+    assert loss(name, given, clip=0.05).diagnostics["clip_fraction"].item() == count / 4
 
 
 def test_kl_estimates_the_divergence_from_the_policy_that_acted() -> None:
@@ -229,9 +252,38 @@ def test_diffusion_nft_by_hand() -> None:
     """v+- = 1 +- 1; in x = 0 at tau = 1/2 they predict chunks -1 and 0, and the chunk was 1/2. r = 3/4."""
     given = pairs([[3.0]], [[1.0]], sample=[0.5], eps=[[-0.5]], tau=[[0.5]], advantage=[0.5])
     assert given.x.item() == 0 and given.target.item() == -1
+    assert value("diffusion_nft", given, beta=0.5, adaptive_weight=False) == 0.75 * 1.5**2 + 0.25 * 0.5**2
     out = loss("diffusion_nft", given, beta=0.5)
-    assert out.loss.item() == pytest.approx(0.75 * 1.5**2 + 0.25 * 0.5**2)
+    assert out.loss.item() == 0.75 * 1.5**2 / 1.5 + 0.25 * 0.5**2 / 0.5
     assert out.diagnostics["goodness"].item() == 0.75 and out.diagnostics["velocity_drift"].item() == 2
+
+
+def test_adaptive_weight_is_of_each_pair_and_sign_and_has_no_gradient() -> None:
+    """Errors of v+ are (3, 1) and 0 in two pairs, of v- (1, 3) and 0; a weight of at least 1e-5 divides the latter."""
+    nothing, one = torch.zeros(1, 2, 1, 2, dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    v = torch.tensor([[[[-1.0, 1.0]], [[0.0, 0.0]]]], dtype=torch.float64, requires_grad=True)
+    eps = torch.tensor([[[[2.0, 2.0]], [[0.0, 0.0]]]], dtype=torch.float64)
+    given = PairInputs(
+        v, nothing, torch.zeros(1, 1, 2, dtype=torch.float64), eps, one, torch.ones(1, 1, 2, dtype=torch.bool),
+        torch.tensor([0.5], dtype=torch.float64),
+    )  # fmt: skip
+    found = loss("diffusion_nft", given).loss
+    assert found.item() == pytest.approx((0.75 * 5 / 2 + 0.25 * 5 / 2) / 2)
+    found.backward()
+    # d/dv of mean(e^2) / 2 with e+ = eps - v and e- = eps + v; halved, for there are two pairs and one is silent.
+    slopes = [0.75 * -e / 2 + 0.25 * f / 2 for e, f in ((3, 1), (1, 3))]
+    assert v.grad is not None and v.grad[0, 0, 0].tolist() == pytest.approx([s / 2 for s in slopes])
+    assert not v.grad[0, 1].any()
+
+
+def test_adaptive_weight_makes_the_gradient_go_with_tau_in_place_of_its_square() -> None:
+    """Where velocities are wrong by as much at every tau: .05 weighs 13 times more against .65 than it did."""
+    share = {}
+    for adaptive in (True, False):
+        at = [pairs([[1.0]], [[1.0]], sample=[0.5], eps=[[-0.5]], tau=[[tau]], advantage=[1.0]) for tau in (0.05, 0.65)]
+        slopes = [slope("diffusion_nft", given, "velocity", adaptive_weight=adaptive).item() for given in at]
+        share[adaptive] = slopes[0] / slopes[1]
+    assert share[True] == pytest.approx(1 / 13) and share[False] == pytest.approx(1 / 13**2)
 
 
 def test_step_nft_by_hand() -> None:
@@ -248,6 +300,10 @@ def test_step_nft_counts_in_standard_deviations() -> None:
     assert value("step_nft", wide) == pytest.approx(value("step_nft", given) / 4)
     scaled = {name: 7 * getattr(given, name) for name in ("mean", "old_mean", "x_next", "std")}
     assert value("step_nft", replace(given, **scaled)) == pytest.approx(value("step_nft", given))
+
+
+PLAIN: dict[str, dict[str, Any]] = {"diffusion_nft": {"adaptive_weight": False}, "step_nft": {}}
+"""Settings under which a loss is the plain blend of two squared errors."""
 
 
 def at_old(name: str, advantage: float) -> tuple[LossInputs, str]:
@@ -267,7 +323,8 @@ def test_nft_gradient_at_the_old_velocity_by_hand(name: str) -> None:
     scale = 0.5**2 if name == "diffusion_nft" else 1 / 2**2
     for advantage, sign in {1.0: 1, 0.5: 0.5, 0.0: 0, -0.5: -0.5, -1.0: -1, -9.0: -1}.items():
         given, field = at_old(name, advantage)
-        assert slope(name, given, field, beta=0.7).item() == pytest.approx(sign * 2 * 0.7 * 2 * scale), advantage
+        found = slope(name, given, field, beta=0.7, **PLAIN[name]).item()
+        assert found == pytest.approx(sign * 2 * 0.7 * 2 * scale), advantage
 
 
 @NFT
@@ -278,10 +335,10 @@ def test_nft_is_least_where_the_change_is_in_proportion_to_the_goodness(
     """D = (2 r - 1) (v* - v_old) / beta; here v* - v_old = -2 and beta = 1/2."""
     given, field = at_old(name, advantage)
     there = replace(given, **{field: getattr(given, field) + best})
-    assert slope(name, there, field, beta=0.5).item() == pytest.approx(0, abs=1e-12)
+    assert slope(name, there, field, beta=0.5, **PLAIN[name]).item() == pytest.approx(0, abs=1e-12)
     for near in (-0.1, 0.1):
         beside = replace(given, **{field: getattr(there, field) + near})
-        assert value(name, beside, beta=0.5) > value(name, there, beta=0.5)
+        assert value(name, beside, beta=0.5, **PLAIN[name]) > value(name, there, beta=0.5, **PLAIN[name])
 
 
 # ---- flow policy optimisation
@@ -328,6 +385,39 @@ def test_penalty_of_fpo_plus_pulls_bad_ratios_back(ratio: float, gain: float) ->
     assert slope("fpo_plus", given, "velocity", clip=0.05).item() == pytest.approx(2 * v * ratio * gain, abs=1e-9)
     silent = ratio < 0.95
     assert (slope("fpo", given, "velocity", clip=0.05).item() == 0) == silent
+
+
+@pytest.mark.parametrize("name", ["fpo", "fpo_plus"])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_one_clip_serves_bodies_of_any_width(name: str, advantage: float) -> None:
+    """Every number moves as far: ratio, clip and loss are the same for 7, 56 and 304 numbers, padded or not."""
+    found = []
+    for horizon, channels, padding in ((1, 7, 0), (1, 7, 9), (8, 7, 9), (16, 19, 0)):
+        shape, mask = (1, 1, horizon, channels + padding), torch.zeros(1, horizon, channels + padding, dtype=torch.bool)
+        mask[..., :channels] = True
+        v = torch.full(shape, 0.98, dtype=torch.float64)
+        given = PairInputs(
+            v, torch.ones_like(v), torch.zeros_like(v[0]), torch.zeros_like(v), torch.full((1, 1), 0.5), mask,
+            torch.tensor([advantage], dtype=torch.float64),
+        )  # fmt: skip
+        out = loss(name, given, clip=0.05)
+        found.append((out.loss.item(), out.diagnostics["clip_fraction"].item(), out.diagnostics["kl"].item()))
+    ratio = math.exp(1 - 0.98**2)  # 1.0404: a clip over the sum of 56 numbers would hold it at 1.05
+    assert all(each == pytest.approx(found[0], rel=1e-9) for each in found) and found[0][1] == 0
+    penalty = (ratio - 1) ** 2 / (2 * 0.05) if name == "fpo_plus" and advantage < 0 else 0
+    assert found[0][0] == pytest.approx(-advantage * ratio + penalty)
+
+
+@pytest.mark.parametrize("name", ["fpo", "fpo_plus"])
+@pytest.mark.parametrize("seed", range(3))
+def test_repeated_channels_change_nothing(name: str, seed: int) -> None:
+    given = random_pairs(seed)
+    fields = ("velocity", "old_velocity", "sample", "eps", "mask")
+    thrice = replace(given, **{field: torch.cat([getattr(given, field)] * 3, -1) for field in fields})
+    one, other = loss(name, given), loss(name, thrice)
+    assert other.loss.item() == pytest.approx(one.loss.item(), rel=1e-12)
+    for key, number in one.diagnostics.items():
+        assert other.diagnostics[key].item() == pytest.approx(number.item(), rel=1e-6), key
 
 
 @pytest.mark.parametrize("name", ["fpo", "fpo_plus"])
@@ -388,20 +478,25 @@ def numpy_loss(name: str, given: PairInputs | TransitionInputs, v: np.ndarray, c
         if isinstance(given, TransitionInputs):
             total += step_nft_by_formula(given, i, v[i], valid, advantage, config)
             continue
-        found = [by_formula(name, given, i, j, v[i, j], valid, config) for j in range(v.shape[1])]
+        weighs = given.velocity.detach().numpy()  # the adaptive weight stays where velocities are moved
+        found = [by_formula(name, given, i, j, v[i, j], valid, config, weighs) for j in range(v.shape[1])]
         total += whole_decision(name, found, advantage, config)
     return total / len(given.advantage)
 
 
-def by_formula(name: str, g: PairInputs, i: int, j: int, v: np.ndarray, valid: np.ndarray, config: Any) -> Any:
+def by_formula(
+    name: str, g: PairInputs, i: int, j: int, v: np.ndarray, valid: np.ndarray, config: Any, weighs: np.ndarray
+) -> Any:
     """What one pair contributes: a log-ratio, both errors, or one."""
     a, eps, tau, old = g.sample[i].numpy(), g.eps[i, j].numpy(), g.tau[i, j].item(), g.old_velocity[i, j].numpy()
     if name in ("fpo", "fpo_plus"):
-        return ((old - (eps - a))[valid] ** 2).sum() - ((v - (eps - a))[valid] ** 2).sum()
+        return ((old - (eps - a))[valid] ** 2).mean() - ((v - (eps - a))[valid] ** 2).mean()
     if name == "recap":
         return ((v - (eps - a))[valid] ** 2).mean()
     x, change = (1 - tau) * a + tau * eps, config.beta * (v - old)
-    return tuple(((x - tau * (old + s * change) - a)[valid] ** 2).mean() for s in (1, -1))
+    kept, unmoved = config.beta * (weighs[i, j] - old), (x - tau * old - a)
+    errors = [((unmoved - s * tau * change)[valid], (unmoved - s * tau * kept)[valid]) for s in (1, -1)]
+    return tuple((error**2).mean() / (np.abs(now).mean() if config.adaptive_weight else 1) for error, now in errors)
 
 
 def whole_decision(name: str, found: list[Any], advantage: float, config: Any) -> float:

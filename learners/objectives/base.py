@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -86,3 +87,10 @@ class LossOutputs:
     """Scalar."""
     diagnostics: Mapping[str, Tensor]
     """Detached scalars by name."""
+
+
+def masked_mean(values: Tensor, mask: Tensor, keep: int = 1) -> Tensor:
+    """Mean over valid entries of everything but the leading `keep` dimensions of `values`; `mask` is broadcast."""
+    valid = mask.expand_as(values)
+    kept = torch.where(valid, values, torch.zeros_like(values)).flatten(keep).sum(keep)
+    return kept / valid.flatten(keep).sum(keep).clamp(min=1)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from learners.objectives.base import DensityInputs, LossOutputs
-from learners.objectives.ratios import clipped_loss, ratio_diagnostics
+from learners.objectives.ratios import clip_acts, clipped_loss, ratio_diagnostics
 from rl_finetune.config.objectives import DecoupledPPOSection
 
 
@@ -24,11 +24,10 @@ def decoupled_ppo_loss(inputs: DensityInputs, config: DecoupledPPOSection) -> Lo
     weight = (inputs.start_log_prob - inputs.old_log_prob).clamp(-bound, bound).exp()
     kept = weight <= config.max_weight
     weight = torch.where(kept, weight, torch.zeros_like(weight))
-    loss = clipped_loss(log_ratio.exp(), weight * inputs.advantage, config.clip, config.dual_clip)
-    diagnostics = ratio_diagnostics(log_ratio, config.clip)
+    terms = log_ratio.exp(), weight * inputs.advantage, config.clip, config.dual_clip
     return LossOutputs(
-        loss,
-        diagnostics
+        clipped_loss(*terms),
+        ratio_diagnostics(log_ratio, clip_acts(*terms))
         | {
             "stale_weight": weight.mean(),
             "stale_dropped": 1 - kept.float().mean(),

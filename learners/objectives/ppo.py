@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 from learners.objectives.base import DensityInputs, LossOutputs
-from learners.objectives.ratios import clipped_loss, ratio_diagnostics
+from learners.objectives.ratios import clip_acts, clipped_loss, ratio_diagnostics
 from rl_finetune.config.objectives import ClippedSection
 
 
 def ppo_loss(inputs: DensityInputs, config: ClippedSection) -> LossOutputs:
     """Policy loss of one minibatch."""
     log_ratio = (inputs.log_prob - inputs.old_log_prob).clamp(-config.log_ratio_clamp, config.log_ratio_clamp)
-    loss = clipped_loss(log_ratio.exp(), inputs.advantage, config.clip, config.dual_clip)
-    return LossOutputs(loss, ratio_diagnostics(log_ratio, config.clip))
+    terms = log_ratio.exp(), inputs.advantage, config.clip, config.dual_clip
+    return LossOutputs(clipped_loss(*terms), ratio_diagnostics(log_ratio, clip_acts(*terms)))

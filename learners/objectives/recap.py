@@ -7,13 +7,12 @@ Chunks above a quantile of the advantages are learned with "Advantage: positive"
 
 from __future__ import annotations
 
-from learners.objectives.base import LossOutputs, PairInputs
-from learners.objectives.nft import masked_mean
+from learners.objectives.base import LossOutputs, PairInputs, masked_mean
 from rl_finetune.config.objectives import RECAPSection
 
 
 def recap_loss(inputs: PairInputs, config: RECAPSection) -> LossOutputs:
     """Mean squared velocity error over pairs; advantages act through the prompt alone."""
     error = (inputs.velocity - inputs.target) ** 2
-    loss = masked_mean(error, inputs.mask[:, None].expand_as(error)).mean()
+    loss = masked_mean(error, inputs.mask[:, None]).mean()
     return LossOutputs(loss, {"flow_loss": loss.detach()})

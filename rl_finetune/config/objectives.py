@@ -121,6 +121,9 @@ class DiffusionNFTSection(ObjectiveSection):
     """How far v+ and v- stand from the old velocity."""
     pairs: int = Field(2, ge=1)
     """(tau, eps) pairs a decision."""
+    adaptive_weight: bool = True
+    """Divide each pair's squared error by its mean absolute error, as the published code does: errors of predicted
+    actions grow with tau, and without it pairs near the clean end hardly count."""
     advantage_clip: float = Field(1.0, gt=0)
     """Advantage at which a chunk counts as wholly good (r = 1) or bad (r = 0)."""
     group_size: int = Field(8, ge=2)
@@ -159,7 +162,7 @@ class FPOSection(ObjectiveSection):
     pairs: int = Field(4, ge=1)
     """(tau, eps) pairs a decision."""
     log_ratio_clamp: float = Field(3.0, gt=0)
-    """Differences of losses are clamped to this."""
+    """Differences of losses, each a mean over the chunk's numbers, are clamped to this."""
 
 
 class FPOPlusSection(ObjectiveSection):
@@ -174,7 +177,7 @@ class FPOPlusSection(ObjectiveSection):
     pairs: int = Field(4, ge=1)
     """(tau, eps) pairs a decision."""
     log_ratio_clamp: float = Field(3.0, gt=0)
-    """Differences of losses are clamped to this."""
+    """Differences of losses, each a mean over the chunk's numbers, are clamped to this."""
 
 
 class RECAPSection(ObjectiveSection):
@@ -187,7 +190,9 @@ class RECAPSection(ObjectiveSection):
     lam: float = Field(1.0, ge=0, le=1)
     """GAE's lambda per chunk; 1 is the return minus the value."""
     quantile: float = Field(0.7, gt=0, lt=1)
-    """Chunks above this quantile of the advantages are called positive, the others negative."""
+    """Chunks above this quantile of the advantages are called positive, the others negative. Equal advantages are
+    called alike: with many equal ones the share of positive chunks is the nearest that can be had, never none or all;
+    where all are equal none has advice."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Share of chunks that are learned without advice."""
     guidance: float = Field(1.5, ge=0)

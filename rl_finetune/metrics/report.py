@@ -31,7 +31,7 @@ class Diagnostic:
 
 
 DIAGNOSTICS = (
-    Diagnostic("Clip fraction", "Decisions whose ratio left the trust region.", lambda r: r.clip_fraction),
+    Diagnostic("Clip fraction", "Decisions that the clip leaves without gradient.", lambda r: r.clip_fraction),
     Diagnostic("KL divergence", "How far one update moves the policy.", lambda r: r.kl),
     Diagnostic("First ratio error", "Sampler against scorer before any step; about 0.", lambda r: r.first_ratio_error),
     Diagnostic("Effective samples", "Share that ratios leave to count; near 1.", lambda r: r.effective_samples),

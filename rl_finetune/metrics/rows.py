@@ -65,11 +65,11 @@ class IterationRow:
     episodes: int
     """Episodes that ended in this round."""
     clip_fraction: float
-    """Share of decisions whose ratio was clipped."""
+    """Share of decisions, or of their (tau, eps) pairs, that a clip leaves without gradient."""
     kl: float
     """Estimated KL divergence between the policies before and after the update."""
     first_ratio_error: float
-    """max |ratio - 1| before the first step: sampler and scorer agree when it is ~0."""
+    """max |ratio - 1| over the first minibatch, before its step: sampler and scorer agree when it is ~0."""
     explained_variance: float
     """Share of the variance of the returns that the value head explains."""
     grad_norm: float
