@@ -24,6 +24,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="compare objectives and sampling laws")
     parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"of {', '.join(ORDER)}; all by default")
     parser.add_argument("--processes", type=int, default=2, help="trainings side by side, one thread each (default 2)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="trainings of that name (grpo) or number (grpo 3)")
     args = parser.parse_args()
     unknown = set(args.studies) - set(ORDER)
     if unknown:
@@ -31,12 +32,17 @@ def main() -> int:
     build(pool.POLICY)
     for study in args.studies or ORDER:
         if study != "report":
-            pool.perform(plans(study), args.processes, RESULTS)
+            pool.perform([p for p in plans(study) if wanted(p, args.only)], args.processes, RESULTS)
             continue
         from benchmarks.objectives.report import write
 
         write(records.read(RESULTS), RESULTS.parent)
     return 0
+
+
+def wanted(plan: Plan, only: list[str] | None) -> bool:
+    """Whether `--only` names the plan, by its whole name or without a candidate's number."""
+    return only is None or plan.name in only or plan.name.rsplit(" ", 1)[0] in only
 
 
 def plans(study: str) -> list[Plan]:
