@@ -36,7 +36,7 @@ from rl_finetune.policy.adapters import add_adapters
 
 ROOT = Path(__file__).resolve().parent.parent
 PPO = {
-    "loss": 0.43432142, "policy_loss": 0.25616971, "value_loss": 0.17815171, "clip_fraction": 1 / 6,
+    "loss": 0.43432142, "policy_loss": 0.25616971, "value_loss": 0.17815171, "clip_fraction": 1 / 12,
     "kl": 0.0057891814, "ratio_error": 0.27473978, "effective_samples": 0.98830393, "lora": 4.0106654,
     "value_head": 1.9014566, "lora_A": 0.79234771, "lora_B": 3.9316182,
 }  # fmt: skip
@@ -44,10 +44,11 @@ OTHERS: list[tuple[ObjectiveSection, float, float]] = [
     (DecoupledPPOSection(), 0.26225167, 3.8552426),
     (GRPOSection(), 0.25616971, 4.0106654),
     (RLOOSection(), 0.25616971, 4.0106654),
-    (DiffusionNFTSection(), 0.38247918, 0.047031267),
+    (DiffusionNFTSection(), 0.71412746, 0.088663664),
+    (DiffusionNFTSection(adaptive_weight=False), 0.38247918, 0.047031267),
     (StepNFTSection(), 1.1044973, 0.13969409),
-    (FPOSection(), 0.36894043, 12.054150),
-    (FPOPlusSection(), 1.5857240, 132.92937),
+    (FPOSection(), 0.2628932, 0.22237298),
+    (FPOPlusSection(), 0.26331615, 0.22790118),
     (RECAPSection(), 2.6965933, 0.48152114),
 ]
 """Settings, the objective's loss, norm of the adapters' gradient; the update began with other weights than it has come
