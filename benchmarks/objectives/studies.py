@@ -23,7 +23,6 @@ BUDGET = 30_000
 BASE: dict[str, Any] = {
     "env.num_envs": 64,
     "env.options.tolerance": 0.02,
-    "rollout.chunks": 4,
     "objective.gamma": 0.99**5,
     "critic.clip": 0.2,
     "rollout.num_actors": 1,
