@@ -37,6 +37,8 @@ class Opened(Protocol):
 
 
 Number = TypeVar("Number", int, float)
+WARM_UP = "do nothing"
+"""Task of the first chunk, which nobody executes."""
 Opener = Callable[[Path], Opened]
 """Folder -> bundle, or UserError."""
 
@@ -171,6 +173,6 @@ def _said(name: str, setting: Number | None, bundled: Number | None, bundle: Ope
 
 
 def _nothing(body: EmbodimentSpec, size: int) -> ActRequest:
-    """Black pictures without a task."""
+    """Black pictures."""
     images = {view: np.zeros((1, size, size, 3), np.uint8) for view in body.views}
-    return ActRequest(Observation(images, ("",), body.tag), seed=0, env=0, episode=0, chunk=0)
+    return ActRequest(Observation(images, (WARM_UP,), body.tag), seed=0, env=0, episode=0, chunk=0)
