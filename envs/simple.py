@@ -17,9 +17,11 @@ import numpy as np
 from envs import Entry
 from envs.base import VectorEnv, check_keys, used_actions
 from envs.tally import Sight, Tally, gather
-from rl_finetune.errors import UserError
+from rl_finetune.arrays import NotFiniteError, as_array, flag, number
+from rl_finetune.errors import UserError, brief
 from rl_finetune.instructions import instruction
 from rl_finetune.keys import Stream, generator
+from rl_finetune.pictures import fitted, picture
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import ActionChunk, ChunkOutcome, Failure, FloatArray, ImageArray, Observation, SeedKeys
 
@@ -57,7 +59,7 @@ class Episode(ABC):
         return actions
 
     def picture(self, view: str) -> ImageArray:
-        """[h, w, 3] uint8 of one of the spec's views."""
+        """[h, w, 3] uint8, or floats within 0..1, of one of the spec's views; scaled to the spec's `image_size`."""
         raise NotImplementedError(f"{type(self).__name__} has no picture of {view!r}")
 
     def proprioception(self) -> FloatArray | None:
@@ -112,7 +114,8 @@ class SimpleWorld(VectorEnv):
                 self._keys.episode[row] += 1
                 self._now[row] = self._begin(row, self._keys)
         if self.filming:
-            self.filmed = [np.stack(film or [self._picture(row)]) for row, film in enumerate(films)]
+            view = self.spec.embodiment.views[0]
+            self.filmed = [np.stack(film or [self._picture(row, view)]) for row, film in enumerate(films)]
         return tally.outcome(self._now, self.spec.embodiment.tag)
 
     def close(self) -> None:
@@ -125,14 +128,14 @@ class SimpleWorld(VectorEnv):
         """Play one row's chunk until it or the episode ends; return what it then shows."""
         episode = self._episodes[row]
         for action in episode.prepare(plan):
-            step = episode.step(action)
-            tally.step(row, float(step.reward))
+            step = self._read(episode.step(action))
+            tally.step(row, step.reward)
             self._steps[row] += 1
             if self.filming:
-                film.append(self._picture(row))
-            terminated = bool(step.terminated or step.success)
+                film.append(self._picture(row, self.spec.embodiment.views[0]))
+            terminated = step.terminated or step.success
             if terminated or step.truncated or self._steps[row] >= self.spec.time_limit:
-                tally.end(row, terminated=terminated, success=bool(step.success))
+                tally.end(row, terminated=terminated, success=step.success)
                 break
         return self._look(row)
 
@@ -148,30 +151,56 @@ class SimpleWorld(VectorEnv):
             raise RuntimeError(f"episode cannot begin: {self._failure(row, keys, error)}") from error
 
     def _look(self, row: int) -> Sight:
-        """What a row shows, in arrays of its own; raises `FloatingPointError` where a number is not finite."""
-        episode = self._episodes[row]
-        images = {view: np.array(episode.picture(view)) for view in self.spec.embodiment.views}
-        felt, known = episode.proprioception(), episode.privileged()
+        """What a row shows, in arrays of its own; raises `NotFiniteError` where a number is not finite."""
+        episode, spec = self._episodes[row], self.spec
         sight = Sight(
             self._told[row],
-            images,
-            None if felt is None else np.array(felt, np.float32),
-            None if known is None else np.array(known, np.float32),
+            {view: self._picture(row, view) for view in spec.embodiment.views},
+            _channels(episode.proprioception(), f"{spec.name} proprioception"),
+            _channels(episode.privileged(), f"{spec.name} privileged", len(spec.privileged)),
         )
         sight.check()
         return sight
 
-    def _picture(self, row: int) -> ImageArray:
-        return np.array(self._episodes[row].picture(self.spec.embodiment.views[0]))
+    def _read(self, step: object) -> Step:
+        """A step in plain numbers; raises a `UserError` where it is none."""
+        name = self.spec.name
+        if not isinstance(step, Step):
+            raise UserError(
+                f"{name} step cannot be read", got=brief(step), expected="an envs.simple.Step", do="return one"
+            )
+        flags = {key: flag(getattr(step, key), f"{name} {key}") for key in ("terminated", "success", "truncated")}
+        return Step(number(step.reward, f"{name} reward"), **flags)
+
+    def _picture(self, row: int, view: str) -> ImageArray:
+        raw = picture(self._episodes[row].picture(view), f"{self.spec.name} picture {view!r}")
+        return np.array(fitted(raw, self.spec.image_size))
 
     def _failure(self, row: int, keys: SeedKeys, error: Exception) -> Failure:
-        cause = f"{type(error).__name__}: {error}"
+        cause = str(error) if isinstance(error, NotFiniteError) else f"{type(error).__name__}: {error}"
         return Failure(row, self.spec.name, keys.seed, int(keys.env[row]), int(keys.episode[row]), cause)
 
     def _rebuild(self, row: int) -> None:
         with suppress(Exception):  # what broke may well break again while it is closed
             self._episodes[row].close()
         self._episodes[row] = self._build()
+
+
+def _channels(value: object, what: str, width: int | None = None) -> FloatArray | None:
+    """Numbers [width] of a row, in an array of its own; None where there are none.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if value is None and not width:
+        return None
+    found = as_array(value, what)
+    if found.ndim != 1 or width not in (None, len(found)):
+        raise UserError(
+            f"{what} has another shape than the spec", got=brief(value),
+            expected=f"[{'P' if width is None else width}]", do="correct it, or the spec",
+        )  # fmt: skip
+    return np.array(found, np.float32)
 
 
 @dataclass(frozen=True, slots=True)

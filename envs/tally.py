@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from rl_finetune.arrays import NotFiniteError
 from rl_finetune.types import ChunkOutcome, Failure, FloatArray, ImageArray, Observation
 
 
@@ -24,11 +25,11 @@ class Sight:
     """[S] or None."""
 
     def check(self) -> None:
-        """Raise a `FloatingPointError` where a number is not finite."""
+        """Raise a `NotFiniteError` where a number is not finite."""
         for name in ("proprioception", "privileged"):
             numbers = getattr(self, name)
             if numbers is not None and not np.isfinite(numbers).all():
-                raise FloatingPointError(f"{name} channel {int(np.argmin(np.isfinite(numbers)))} is not finite")
+                raise NotFiniteError(f"{name} channel {int(np.argmin(np.isfinite(numbers)))} is not finite")
 
 
 def gather(sights: Sequence[Sight], embodiment: str) -> Observation:
@@ -63,7 +64,7 @@ class Tally:
         """Count an executed step and its reward.
 
         Raises:
-            FloatingPointError: the reward is not finite.
+            NotFiniteError: the reward is not finite.
         """
         self.executed[row] += 1
         self.add(row, reward)
@@ -71,7 +72,7 @@ class Tally:
     def add(self, row: int, reward: float) -> None:
         """Add a reward to the step that was counted last. Raises like `step`."""
         if not np.isfinite(reward):
-            raise FloatingPointError(f"the reward is {reward}")
+            raise NotFiniteError(f"the reward is {reward}")
         self.reward[row, self.executed[row] - 1] += reward
 
     def end(self, row: int, *, terminated: bool, success: bool = False) -> None:

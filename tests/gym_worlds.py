@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate, create_empty_array
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 LIMIT = 6
@@ -87,6 +89,37 @@ class OnItsOwn(gymnasium.vector.VectorEnv):
         return self._inner.render()
 
 
+class Tensors(OnItsOwn):
+    """The same as simulators on a GPU do it: everything a tensor, no masks, and the same memory at every step."""
+
+    def __init__(self, num_envs: int, mode: AutoresetMode) -> None:
+        super().__init__(num_envs, mode)
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        obs, infos = super().reset(seed=seed, options=options)
+        return self._tensors(obs, "obs"), self._tensors(infos, "info")
+
+    def step(self, actions: Any) -> Any:
+        *told, infos = super().step(actions)
+        return *(self._tensors(value, str(place)) for place, value in enumerate(told)), self._tensors(infos, "info")
+
+    def _tensors(self, value: Any, name: str) -> Any:
+        if isinstance(value, dict):
+            return {key: self._tensors(part, f"{name}.{key}") for key, part in value.items() if key[0] != "_"}
+        if value.dtype != object:
+            buffer = self._buffers.setdefault(name, torch.tensor(value))
+            return buffer.copy_(torch.tensor(value))
+        ended = [part for part in value if isinstance(part, dict)]
+        if not ended:
+            return value  # texts
+        whole = [ended[0] if part is None else part for part in value]
+        return self._tensors(concatenate(self._inner.single_observation_space, whole, self._empty()), name)
+
+    def _empty(self) -> Any:
+        return create_empty_array(self._inner.single_observation_space, self.num_envs)
+
+
 def sync(num_envs: int, mode: AutoresetMode = AutoresetMode.NEXT_STEP) -> SyncVectorEnv:
     """Plain environments side by side."""
 
@@ -104,6 +137,11 @@ def wrapped(num_envs: int) -> RecordEpisodeStatistics:
 def alone(num_envs: int, mode: str) -> OnItsOwn:
     """The same, out of reach."""
     return OnItsOwn(num_envs, AutoresetMode[mode])
+
+
+def tensors(num_envs: int, mode: str) -> Tensors:
+    """The same in tensors."""
+    return Tensors(num_envs, AutoresetMode[mode])
 
 
 def no_vector(num_envs: int) -> gymnasium.Env:

@@ -16,7 +16,7 @@ from envs import contract
 from envs.base import VectorEnv
 from envs.form import check_outcome
 from envs.gymnasium import GymnasiumOptions, spec
-from envs.gymnasium.reading import episode_seed, square, to_world
+from envs.gymnasium.reading import episode_seed, to_world
 from envs.gymnasium.together import TogetherWorld
 from envs.simple import SimpleWorld
 from rl_finetune.config import TrainConfig, load
@@ -31,8 +31,11 @@ OPTIONS: dict[str, Any] = dict(
     privileged=["obs.state"], instruction="info.task",
 )  # fmt: skip
 MODES = list(AutoresetMode)
-KEYED = ["single", "factory sync", "factory wrapped", *(f"sync {mode.name}" for mode in MODES), "alone DISABLED"]
-LOOSE = ["alone NEXT_STEP", "alone SAME_STEP"]
+KEYED = [
+    "single", "factory sync", "factory wrapped", *(f"sync {mode.name}" for mode in MODES), "alone DISABLED",
+    "tensors DISABLED",
+]  # fmt: skip
+LOOSE = ["alone NEXT_STEP", "alone SAME_STEP", "tensors NEXT_STEP", "tensors SAME_STEP"]
 
 
 def world(kind: str, num_envs: int = 2, **options: Any) -> VectorEnv:
@@ -43,8 +46,8 @@ def world(kind: str, num_envs: int = 2, **options: Any) -> VectorEnv:
     if how == "factory":
         own = {"id": "", "factory": f"gym_worlds:{mode}", "time_limit": LIMIT}
         return envs.make("gymnasium", num_envs, **OPTIONS | own | options)
-    if how == "alone":
-        own = {"id": "", "factory": "gym_worlds:alone", "kwargs": {"mode": mode}, "time_limit": LIMIT}
+    if how in ("alone", "tensors"):
+        own = {"id": "", "factory": f"gym_worlds:{how}", "kwargs": {"mode": mode}, "time_limit": LIMIT}
         return envs.make("gymnasium", num_envs, **OPTIONS | own | options)
     chosen = GymnasiumOptions(**OPTIONS | options)
     return TogetherWorld(sync(num_envs, AutoresetMode[mode]), chosen, spec(chosen))
@@ -97,7 +100,10 @@ def test_chunk_stops_where_the_episode_ends_and_the_next_one_has_just_begun(kind
         assert shown(two.observation) == [(drawn(0, 1), 4), (drawn(1, 6), 0)]
 
 
-@pytest.mark.parametrize(("kind", "idle"), [("alone NEXT_STEP", 1), ("alone SAME_STEP", 2)])
+@pytest.mark.parametrize(
+    ("kind", "idle"),
+    [("alone NEXT_STEP", 1), ("alone SAME_STEP", 2), ("tensors NEXT_STEP", 1), ("tensors SAME_STEP", 2)],
+)
 def test_world_that_restarts_by_itself_idles_to_the_boundary(kind: str, idle: int) -> None:
     """NEXT_STEP spends step 3 on the reset and idles in step 4; SAME_STEP idles in both."""
     with world(kind) as env:
@@ -153,7 +159,7 @@ def test_state_without_pictures_is_a_world_too() -> None:
         np.testing.assert_allclose(np.hypot(obs[:, 0], obs[:, 1]), 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["single", "sync NEXT_STEP", "alone DISABLED"])
+@pytest.mark.parametrize("kind", ["single", "sync NEXT_STEP", "alone DISABLED", "tensors DISABLED"])
 def test_time_limit_may_be_shorter_than_the_environments_own(kind: str) -> None:
     with world(kind, time_limit=3) as env:
         env.reset(keys(0, 0))
@@ -188,7 +194,7 @@ def test_environment_that_breaks_down_is_reported_and_replaced_while_the_other_p
             check_outcome(env, out)
 
 
-@pytest.mark.parametrize("kind", ["sync DISABLED", "sync SAME_STEP", "alone DISABLED"])
+@pytest.mark.parametrize("kind", ["sync DISABLED", "sync SAME_STEP", "alone DISABLED", "tensors DISABLED"])
 def test_nan_in_a_vector_environment_costs_one_row(kind: str) -> None:
     with world(kind) as env:
         env.reset(keys(3, 5))
@@ -224,18 +230,6 @@ def test_what_counts_as_success_is_an_option(name: str) -> None:
         env.reset(keys(0))
         out = env.step_chunk(chunk([1.0, 0, 0, 0]))
         assert out.terminated.all() and out.success.tolist() == [name != "never"]
-
-
-def test_pictures_of_many_forms_become_square_rgb() -> None:
-    grey = np.array([[0, 50], [100, 255]], np.uint8)
-    rgb = np.repeat(grey[..., None], 3, axis=2)
-    for raw in (grey, grey[..., None], rgb, np.concatenate([rgb, rgb[..., :1]], 2), rgb / 255):
-        np.testing.assert_array_equal(square(raw, 2), rgb)
-    tall = np.arange(3 * 6 * 5, dtype=np.uint8).reshape(3, 6, 5)
-    assert square(tall, 5).shape == (5, 5, 3)
-    np.testing.assert_array_equal(square(np.moveaxis(tall, 0, -1), 5), square(tall, 5))
-    with pytest.raises(UserError, match=r"shows no picture: got an array of shape \(4,\)"):
-        square(np.zeros(4), 2)
 
 
 def test_displacements_become_steps_in_the_environments_units() -> None:

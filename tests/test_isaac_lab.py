@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from envs.isaac.worker.job import Refused
-from tests.isaac_double import HORIZON, LIMIT, Make, rig
+from tests.isaac_double import HORIZON, LIMIT, Make, Rig, rig
 
 __all__ = ["rig"]
 BOTH = pytest.mark.parametrize("version", ["", "three"])
@@ -154,6 +155,40 @@ def test_success_that_extras_tell_ends_the_episode(rig: Make) -> None:
     played = r.lab.chunk(actions)
     assert played.success.tolist() == [True, False] and played.steps.tolist() == [3, 8]
     assert r.env.episode_length_buf.tolist() == [0, 8]
+
+
+@pytest.mark.parametrize("success", [[True, False, False], np.array([1, 0, 0]), torch.tensor([[1.0], [0.0], [0.0]])])
+def test_success_may_be_told_in_any_kind_of_array(rig: Make, success: object) -> None:
+    r = rig("no_success", 3, without_success_term="extras")
+    spoil(r, extras={"success": success})
+    assert r.step().success.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"extras": {"success": 0.25}}, r"extras\['success'\] cannot be read: got float; expected one number for each"),
+        ({"extras": {"success": torch.tensor(True)}}, r"extras\['success'\] .* got Tensor of torch.bool \(\);"),
+        ({"extras": {"success": torch.full((3,), torch.nan)}}, r"extras\['success'\] .* expected truth values"),
+        ({"reward": torch.zeros(3, 2)}, r"reward cannot be read: got Tensor of torch.float32 \(3, 2\);"),
+        ({"reward": [None] * 3}, "reward cannot be read: got list"),
+        ({"terminated": torch.zeros(1, dtype=torch.bool)}, r"terminated cannot be read: .*\(1,\)"),
+        ({"truncated": None}, "truncated cannot be read: got NoneType"),
+        ({"obs": {"policy": torch.zeros(1, 10), "parts": {"position": torch.zeros(3, 3)}}}, r"privileged .*\(1, 10\);"),
+        ({"obs": {"policy": [[0.0] * 10] * 3}}, "privileged cannot be read: got list; expected a tensor"),
+    ],
+)  # fmt: skip
+def test_what_is_not_one_number_for_each_environment_is_refused(rig: Make, told: dict, message: str) -> None:
+    r = rig("no_success", 3, without_success_term="extras", proprioception=None)
+    spoil(r, **told)
+    with pytest.raises(Refused, match=message):
+        r.step()
+
+
+def spoil(r: Rig, **told: object) -> None:
+    """Let the double return something else."""
+    names, step = ("obs", "reward", "terminated", "truncated", "extras"), r.env.step
+    r.env.step = lambda action: tuple((dict(zip(names, step(action), strict=True)) | told)[name] for name in names)
 
 
 @BOTH

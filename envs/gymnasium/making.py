@@ -14,6 +14,8 @@ from envs.gymnasium.options import NAME, RENDER, GymnasiumOptions
 from envs.imported import imported
 from rl_finetune.errors import UserError
 
+SCALES = (1.0, 255.0)
+"""Numbers that stand for white where the bounds of a space are they."""
 _probed: dict[str, Facts] = {}
 
 
@@ -121,6 +123,21 @@ def _time_limit(env: Any, options: GymnasiumOptions) -> int:
     if registered and options.time_limit > registered:
         raise _unfit("time_limit", options.time_limit, f"at most its own {registered}", "set kwargs.max_episode_steps")
     return options.time_limit or int(registered)
+
+
+def whites(space: Any, options: GymnasiumOptions) -> dict[str, float]:
+    """Source of a view -> the number that stands for white in it, where the options or the bounds of its space say so.
+
+    Args:
+        space: of one environment's observation.
+        options: its options.
+    """
+    found = {source: float(options.image_max) for source in options.views.values() if options.image_max}
+    for source in options.views.values():
+        bounds = getattr(_part(space, source), "high", None)
+        if bounds is not None and source not in found and (high := float(np.max(bounds))) in SCALES:
+            found[source] = high
+    return found
 
 
 def _part(space: Any, source: str) -> Any:

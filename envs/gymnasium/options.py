@@ -63,7 +63,10 @@ class GymnasiumOptions:
     views: dict[str, str] = field(default_factory=dict)
     """View tag -> source. None at all is a world of state only, which a policy with eyes cannot act in."""
     image_size: Whole = 64
-    """Side in pixels to which pictures are resized."""
+    """Side in pixels to which pictures are scaled; what is not square is padded with black."""
+    image_max: Literal[0, 1, 255] = 0
+    """The number that stands for white in pictures that are not uint8. 0 takes the upper bound of their space where
+    that is 1 or 255, else 255 for whole numbers and 1 for floats."""
     proprioception: tuple[str, ...] = ()
     """Sources in `obs` that are joined to `Observation.proprioception`."""
     privileged: tuple[str, ...] = ()

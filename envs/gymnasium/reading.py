@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from envs.actions import per_step
 from envs.gymnasium.options import NAME, RENDER, SUCCESS_KEYS, GymnasiumOptions, is_source
 from envs.tally import Sight
+from rl_finetune import pictures
+from rl_finetune.arrays import as_array, flag
 from rl_finetune.errors import UserError
 from rl_finetune.instructions import instruction
 from rl_finetune.types import FloatArray, ImageArray
@@ -49,47 +50,45 @@ def told(options: GymnasiumOptions, obs: Any, info: Mapping[str, Any]) -> str:
     return instruction(part(source, obs, info) if is_source(source) else source, f"{NAME} {source!r}")
 
 
-def picture(source: str, obs: Any, info: Mapping[str, Any], frame: Any, size: int) -> ImageArray:
-    """A square picture [size, size, 3] uint8 of a view; `frame` is what the environment drew."""
-    return square(frame if source == RENDER else part(source, obs, info), size)
+def picture(source: str, obs: Any, info: Mapping[str, Any], frame: Any, size: int, white: float | None) -> ImageArray:
+    """A square picture [size, size, 3] uint8 of a view, in memory of its own.
 
-
-def square(raw: Any, size: int) -> ImageArray:
-    """A picture [h, w], [h, w, 1], [h, w, 3], [h, w, 4] or [3, h, w], uint8 or 0..1, as [size, size, 3] uint8 of its
-    own.
+    Args:
+        source: as in `GymnasiumOptions`.
+        obs: observation.
+        info: info.
+        frame: what the environment drew.
+        size: pixels.
+        white: as `pictures.picture` takes it.
 
     Raises:
-        UserError: it has another shape.
+        UserError: it is no picture.
+        NotFiniteError: a number in it is not finite.
     """
-    image = np.asarray(raw)
-    if image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4):
-        image = np.moveaxis(image, 0, -1)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4):
-        raise UserError(
-            f"{NAME} environment shows no picture", got=f"an array of shape {image.shape}",
-            expected="[h, w, 3] or like it", do="correct views in env.options",
-        )  # fmt: skip
-    if image.dtype != np.uint8:
-        image = np.clip(np.rint(image.astype(np.float64) * 255), 0, 255).astype(np.uint8)
-    image = np.ascontiguousarray(np.broadcast_to(image[..., :3], (*image.shape[:2], 3)))
-    if image.shape[:2] == (size, size):
-        return image.copy()
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)).copy()
+    raw, do = frame if source == RENDER else part(source, obs, info), "set image_max in env.options, or make it uint8"
+    return np.array(pictures.fitted(pictures.picture(raw, f"{NAME} picture {source!r}", white=white, do=do), size))
 
 
 def numbers(sources: tuple[str, ...], obs: Any) -> FloatArray | None:
-    """Parts of an observation, flat and joined [P]; None where there are no sources."""
+    """Parts of an observation, flat and joined [P]; None where there are no sources.
+
+    Raises:
+        UserError: one is no numbers.
+    """
     if not sources:
         return None
-    return np.concatenate([np.asarray(part(source, obs, {}), np.float32).ravel() for source in sources])
+    parts = [as_array(part(source, obs, {}), f"{NAME} {source!r}").ravel() for source in sources]
+    return np.concatenate(parts).astype(np.float32)
 
 
-def sight(options: GymnasiumOptions, task: str, obs: Any, info: Mapping[str, Any], frame: Any) -> Sight:
-    """What one environment shows; raises `FloatingPointError` where a number is not finite."""
-    size = options.image_size
-    images = {tag: picture(source, obs, info, frame, size) for tag, source in options.views.items()}
+def sight(
+    options: GymnasiumOptions, whites: Mapping[str, float], task: str, obs: Any, info: Mapping[str, Any], frame: Any
+) -> Sight:
+    """What one environment shows; raises `NotFiniteError` where a number is not finite."""
+    images = {
+        tag: picture(source, obs, info, frame, options.image_size, whites.get(source))
+        for tag, source in options.views.items()
+    }
     found = Sight(task, images, numbers(options.proprioception, obs), numbers(options.privileged, obs))
     found.check()
     return found
@@ -99,14 +98,15 @@ def reported(options: GymnasiumOptions, info: Mapping[str, Any], *, terminated: 
     """Whether a step reports success.
 
     Raises:
-        UserError: an episode is over and its info says nothing of success.
+        UserError: an episode is over and its info says nothing of success, or what it says is no truth value.
+        NotFiniteError: it is NaN.
     """
     if options.success in ("terminated", "never"):
         return options.success == "terminated" and terminated
     keys = SUCCESS_KEYS if options.success == "info" else (options.success.removeprefix("info."),)
     for key in keys:
         if key in info:
-            return bool(np.asarray(info[key]).any())
+            return flag(info[key], f"{NAME} info[{key!r}]")
     if over:
         raise UserError(
             f"{NAME} environment says nothing of success", got=f"an info with {sorted(map(str, info))}",

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from envs.gymnasium.making import make_one
-from envs.gymnasium.options import RENDER, GymnasiumOptions
+from envs.gymnasium.making import make_one, whites
+from envs.gymnasium.options import NAME, RENDER, GymnasiumOptions
 from envs.gymnasium.reading import episode_seed, numbers, picture, reported, to_world, told
 from envs.simple import Episode, Step
+from rl_finetune.arrays import flag, number
 from rl_finetune.types import FloatArray, ImageArray
 
 
@@ -19,6 +20,7 @@ class GymnasiumEpisode(Episode):
     def __init__(self, options: GymnasiumOptions) -> None:
         self._options, self._env = options, make_one(options)
         self._space: Any = self._env.action_space
+        self._whites = whites(self._env.observation_space, options)
         self._obs: Any = None
         self._info: dict[str, Any] = {}
 
@@ -36,14 +38,16 @@ class GymnasiumEpisode(Episode):
         """See `Episode.step`."""
         own = action.reshape(self._space.shape).astype(self._space.dtype)
         self._obs, reward, terminated, truncated, self._info = self._env.step(own)
-        success = reported(self._options, self._info, terminated=bool(terminated), over=bool(terminated or truncated))
-        return Step(float(reward), bool(terminated), success, bool(truncated))
+        ended, cut = flag(terminated, f"{NAME} terminated"), flag(truncated, f"{NAME} truncated")
+        success = reported(self._options, self._info, terminated=ended, over=ended or cut)
+        return Step(number(reward, f"{NAME} reward"), ended, success, cut)
 
     def picture(self, view: str) -> ImageArray:
         """See `Episode.picture`."""
         source = self._options.views[view]
         frame = self._env.render() if source == RENDER else None
-        return picture(source, self._obs, self._info, frame, self._options.image_size)
+        white = self._whites.get(source)
+        return picture(source, self._obs, self._info, frame, self._options.image_size, white)
 
     def proprioception(self) -> FloatArray | None:
         """See `Episode.proprioception`."""

@@ -21,10 +21,12 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector import VectorEnv as GymnasiumVectorEnv
 
 from envs.base import VectorEnv, check_keys, used_actions
+from envs.gymnasium.making import whites
 from envs.gymnasium.options import NAME, RENDER, GymnasiumOptions
 from envs.gymnasium.reading import episode_seed, reported, sight, to_world, told
-from envs.gymnasium.rows import info_row, obs_row
+from envs.gymnasium.rows import Row, row_of
 from envs.tally import Sight, Tally, gather
+from rl_finetune.arrays import NotFiniteError, flags, per_env
 from rl_finetune.errors import UserError
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
@@ -46,6 +48,7 @@ class TogetherWorld(VectorEnv):
         by_mask = isinstance(vector.unwrapped, SyncVectorEnv | AsyncVectorEnv)
         self.keyed = by_mask or self._mode is AutoresetMode.DISABLED
         self._space: Any = vector.single_action_space
+        self._whites = whites(vector.single_observation_space, options)
         self._steps = np.zeros(self.num_envs, np.int64)
         self._told = [""] * self.num_envs
         self._now: list[Sight] = []
@@ -62,7 +65,7 @@ class TogetherWorld(VectorEnv):
         seeds = [self._seed(row) for row in range(self.num_envs)]
         vector: Any = self._vector  # typed for one seed; environments that restart one by one take a list
         self._obs, infos = vector.reset(seed=seeds if self.keyed else seeds[0])
-        self._info = [info_row(infos, row, self.num_envs) for row in range(self.num_envs)]
+        self._info = self._rows(infos)
         self._waits[:] = False
         for row in range(self.num_envs):
             self._tell(row)
@@ -104,9 +107,12 @@ class TogetherWorld(VectorEnv):
         given = np.where(tally.running[:, None], actions, np.clip(0, self._space.low.ravel(), self._space.high.ravel()))
         shaped = given.reshape(self.num_envs, *self._space.shape).astype(self._space.dtype)
         self._obs, reward, terminated, truncated, infos = self._vector.step(shaped)
-        done = np.asarray(terminated) | np.asarray(truncated)
+        reward = per_env(reward, f"{NAME} reward", self.num_envs)
+        terminated = flags(terminated, f"{NAME} terminated", self.num_envs)
+        truncated = flags(truncated, f"{NAME} truncated", self.num_envs)
+        done = terminated | truncated
         last = self._last(infos, done)
-        self._info = [info_row(infos, row, self.num_envs) for row in range(self.num_envs)]
+        self._info = self._rows(infos)
         for row in np.flatnonzero(tally.running):
             if counted:
                 tally.executed[row] += 1
@@ -125,34 +131,42 @@ class TogetherWorld(VectorEnv):
     ) -> None:
         """Take down what a step did to a row that was running, and whether its episode is over."""
         assert self._keys is not None
-        obs, info = last.get(row, (obs_row(self._obs, row), self._info[row]))
-        success = reported(self._options, info, terminated=terminated, over=terminated or truncated)
+        obs, info = last.get(row) or (self._obs_of(row), self._info[row])
+        try:
+            tally.add(row, reward)
+            success = reported(self._options, info, terminated=terminated, over=terminated or truncated)
+            if self._over(row, terminated or truncated, success):
+                shown = self._sight(row, obs, info, self._frames())
+                tally.end(row, terminated=terminated or success, success=success)
+                tally.last[row] = shown
+                self._keys.episode[row] += 1
+                self._steps[row] = 0
+        except NotFiniteError as error:
+            self._broke(row, error, tally)
+
+    def _over(self, row: int, ended: bool, success: bool) -> bool:
+        """Whether an episode ends with this step.
+
+        Raises:
+            UserError: it is past its time limit, and cannot be ended from outside.
+        """
         spent = bool(self._steps[row] >= self.spec.time_limit)
-        over = terminated or truncated or (self.keyed and (success or spent))
+        over = ended or (self.keyed and (success or spent))
         if spent and not over:
             raise UserError(
                 f"{NAME} environment outlived its time limit", got=f"{self._steps[row]} steps",
                 expected="an end by the environment, which cannot be restarted from outside",
                 do="set time_limit to its own limit",
             )  # fmt: skip
-        try:
-            tally.add(row, reward)
-            if over:
-                shown = self._sight(row, obs, info, self._frames())
-                tally.end(row, terminated=terminated or success, success=success)
-                tally.last[row] = shown
-                self._keys.episode[row] += 1
-                self._steps[row] = 0
-        except FloatingPointError as error:
-            self._broke(row, error, tally)
+        return over
 
     def _settle(self, tally: Tally) -> None:
         """At the boundary of a keyed world: see who broke down, restart who is over, look at all."""
         frames = self._frames()
         for row in map(int, np.flatnonzero(tally.running)):
             try:
-                self._now[row] = self._sight(row, obs_row(self._obs, row), self._info[row], frames)
-            except FloatingPointError as error:
+                self._now[row] = self._sight(row, self._obs_of(row), self._info[row], frames)
+            except NotFiniteError as error:
                 self._broke(row, error, tally)
         over = ~tally.running
         if over.any():
@@ -166,10 +180,10 @@ class TogetherWorld(VectorEnv):
         self._obs, infos = vector.reset(seed=seeds, options={"reset_mask": rows})
         self._waits[rows] = False
         for row in np.flatnonzero(rows):
-            self._info[row] = info_row(infos, int(row), self.num_envs)
+            self._info[row] = Row(infos, int(row), self.num_envs, "info")
             self._tell(int(row))
 
-    def _broke(self, row: int, error: FloatingPointError, tally: Tally) -> None:
+    def _broke(self, row: int, error: NotFiniteError, tally: Tally) -> None:
         assert self._keys is not None
         env, episode = int(self._keys.env[row]), int(self._keys.episode[row])
         failure = Failure(row, self.spec.name, self._keys.seed, env, episode, str(error))
@@ -185,7 +199,7 @@ class TogetherWorld(VectorEnv):
         return episode_seed(generator(keys.seed, Stream.SCENE, int(keys.scene[row]), int(keys.episode[row])))
 
     def _tell(self, row: int) -> None:
-        self._told[row] = told(self._options, obs_row(self._obs, row), self._info[row])
+        self._told[row] = told(self._options, self._obs_of(row), self._info[row])
         self._steps[row] = 0
 
     def _still(self, last: FloatArray) -> FloatArray:
@@ -208,24 +222,35 @@ class TogetherWorld(VectorEnv):
             )  # fmt: skip
         final = infos.get("final_info", {})
         rows = [int(row) for row in np.flatnonzero(done)]
-        return {row: (obs_row(infos["final_obs"], row), info_row(final, row, self.num_envs)) for row in rows}
+        return {
+            row: (row_of(infos["final_obs"], row, self.num_envs, "final_obs"),
+                  row_of(final, row, self.num_envs, "final_info"))
+            for row in rows
+        }  # fmt: skip
 
     def _look(self, rows: BoolArray) -> list[Any]:
         """What some environments [N] show now; None for the others."""
         frames = self._frames()
         try:
             return [
-                self._sight(row, obs_row(self._obs, row), self._info[row], frames) if rows[row] else None
+                self._sight(row, self._obs_of(row), self._info[row], frames) if rows[row] else None
                 for row in range(self.num_envs)
             ]
-        except FloatingPointError as error:
+        except NotFiniteError as error:
             raise RuntimeError(f"{NAME} environment {self._options.id or self._options.factory}: {error}") from error
 
     def _sight(self, row: int, obs: Any, info: Mapping[str, Any], frames: Any) -> Sight:
-        return sight(self._options, self._told[row], obs, info, None if frames is None else frames[row])
+        frame = None if frames is None else row_of(frames, row, self.num_envs, "render()")
+        return sight(self._options, self._whites, self._told[row], obs, info, frame)
 
     def _frames(self) -> Any:
         return self._vector.render() if RENDER in self._options.views.values() else None
+
+    def _rows(self, infos: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        return [Row(infos, row, self.num_envs, "info") for row in range(self.num_envs)]
+
+    def _obs_of(self, row: int) -> Any:
+        return row_of(self._obs, row, self.num_envs, "obs")
 
 
 def _mode(vector: GymnasiumVectorEnv[Any, Any, Any], options: GymnasiumOptions) -> AutoresetMode:

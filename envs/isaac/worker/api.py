@@ -208,6 +208,11 @@ def tensor(value: Tensor | ProxyArray) -> Tensor:
     return value if hasattr(value, "new_tensor") else value.torch  # type: ignore[return-value]
 
 
+def is_tensor(value: Any) -> bool:
+    """Whether `tensor` takes it."""
+    return hasattr(value, "new_tensor") or hasattr(value, "torch")
+
+
 def array(value: Tensor | ProxyArray) -> NDArray[Any]:
     """A copy of the numbers as numpy: Isaac goes on writing into its buffers."""
     return np.array(tensor(value).cpu().numpy())

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .api import Env, array, computes_observations, is_managed, keeps_last, tensor
+from .api import Env, computes_observations, is_managed, keeps_last, tensor
 from .job import Job, Refused
 from .launch import has_success_term
-from .reading import VIEW, Arrays, Reader, Tensors
+from .reading import VIEW, Arrays, Reader, Tensors, column, truths
 from .shutter import Shutter
 
 Bools = NDArray[np.bool_]
@@ -110,7 +110,9 @@ class Lab:
         given = np.where(alive[:, None], actions, self._hold)
         numbers = tensor(self._env.episode_length_buf).float()
         obs, reward, terminated, truncated, extras = self._env.step(numbers.new_tensor(given))
-        ended, cut, gain = array(terminated).astype(bool), array(truncated).astype(bool), array(reward)
+        n = len(alive)
+        ended, cut = truths(terminated, "terminated", n), truths(truncated, "truncated", n)
+        gain = column(reward, "reward", n)
         won = self._won(ended, extras) & alive
         played.steps += alive
         played.reward[alive, step] = gain[alive]
@@ -128,14 +130,14 @@ class Lab:
         """[N] whose task was done in this step."""
         env, term = self._env, self._job.success_term
         if is_managed(env) and has_success_term(env, self._job):  # type: ignore[arg-type]
-            return array(env.termination_manager.get_term(term)).astype(bool)
+            return truths(env.termination_manager.get_term(term), f"termination term {term!r}", len(ended))
         if self._job.without_success_term == "terminated":
             return ended
         if self._job.without_success_term == "never":
             return np.zeros_like(ended)
         if term not in extras:
             raise Refused("no success in extras", got=sorted(extras), expected=term, do="set success_term")
-        return array(extras[term]).astype(bool).reshape(-1)
+        return truths(extras[term], f"extras[{term!r}]", len(ended))
 
     def _keep_last(self, played: Played, over: Bools, reset: Bools, extras: Mapping[str, Any]) -> None:
         """Keep the last observation of episodes that end now: Isaac's own where it keeps one, else the one before.

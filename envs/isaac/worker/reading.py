@@ -8,12 +8,40 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .api import Env, Tensor, array, tensor
+from .api import Env, Tensor, array, is_tensor, tensor
 from .job import Job, Refused
 
 Tensors = dict[str, Tensor]
 Arrays = dict[str, NDArray[Any]]
 VIEW = "view:"
+
+
+def told(value: Any) -> str:
+    """Type of a value, and its numbers' type and shape where it has them."""
+    found = tensor(value) if is_tensor(value) else value
+    shape = getattr(found, "shape", None)
+    return type(value).__name__ + ("" if shape is None else f" of {getattr(found, 'dtype', '?')} {tuple(shape)}")
+
+
+def column(value: Any, what: str, num_envs: int) -> NDArray[Any]:
+    """A copy of a number for each environment [N], of [N] or [N, 1].
+
+    Raises:
+        Refused: it is something else.
+    """
+    found = array(value) if is_tensor(value) else np.array(value)
+    if found.shape not in ((num_envs,), (num_envs, 1)) or found.dtype.kind not in "biuf":
+        expected = f"one number for each of {num_envs} environments"
+        raise Refused(f"{what} cannot be read", got=told(value), expected=expected, do="correct the task")
+    return found.reshape(num_envs)
+
+
+def truths(value: Any, what: str, num_envs: int) -> NDArray[np.bool_]:
+    """The same of truth values. Raises `Refused` also where one is neither 0 nor 1: NaN would be true."""
+    found = column(value, what, num_envs)
+    if not np.isin(found, (0, 1)).all():
+        raise Refused(f"{what} cannot be read", got=found.tolist(), expected="truth values", do="correct the task")
+    return found.astype(bool)
 
 
 class Reader:
@@ -29,12 +57,12 @@ class Reader:
 
     def observed(self, obs: Mapping[str, Any]) -> Tensors:
         """Copies of what comes from observation groups: Isaac reuses the buffers."""
-        return {name: tensor(self._find(obs, path)).clone() for name, path in self._groups.items()}
+        return {name: self._batch(name, self._find(obs, path)) for name, path in self._groups.items()}
 
     def seen(self) -> Tensors:
         """Copies of what the cameras of the scene last saw."""
         outputs = {name: self._env.scene[camera].data.output for name, camera in self._cameras.items()}
-        return {name: tensor(output["rgb"]).clone() for name, output in outputs.items()}
+        return {name: self._batch(name, output["rgb"]) for name, output in outputs.items()}
 
     def arrays(self, tensors: Tensors) -> Arrays:
         """The same as numpy: pictures [M, s, s, 3] uint8, states [M, n] float32.
@@ -46,6 +74,13 @@ class Reader:
             name: self._picture(name, array(value)) if name.startswith(VIEW) else self._state(name, array(value))
             for name, value in tensors.items()
         }
+
+    def _batch(self, name: str, value: Any) -> Tensor:
+        """A copy of a tensor with a row for each environment."""
+        if not is_tensor(value) or tuple(tensor(value).shape[:1]) != (self._job.num_envs,):
+            expected = f"a tensor with a row for each of {self._job.num_envs} environments"
+            raise Refused(f"{name} cannot be read", got=told(value), expected=expected, do="correct the task")
+        return tensor(value).clone()
 
     def _find(self, obs: Mapping[str, Any], path: str) -> Any:
         found: Any = obs

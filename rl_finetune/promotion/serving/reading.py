@@ -19,11 +19,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
 
+from rl_finetune import pictures
+from rl_finetune.arrays import NotFiniteError
+from rl_finetune.errors import UserError
 from rl_finetune.types import ImageArray, Observation
 
-CHANNELS = 3
 LEAST_SIDE = 8
 """Pixels: below that it is no picture."""
 LARGEST = 2**63 - 1
@@ -131,7 +132,7 @@ class Reader:
             twice = " and ".join(repr(key) for key, _ in found)
             raise RequestError(f"picture of view {view!r}", got=f"two, {twice}", expected="one of them")
         key, value = found[0]
-        return resized(picture(key, value, self.largest_side), body.image_size)
+        return pictures.fitted(picture(key, value, self.largest_side), body.image_size)
 
     def _prompt(self, text: object) -> str:
         if not isinstance(text, str):
@@ -157,50 +158,20 @@ def bodies(metadata: Mapping[str, object]) -> dict[str, Body]:
 
 
 def picture(key: str, value: object, largest_side: int) -> ImageArray:
-    """[h, w, 3] uint8 from what openpi's clients send: HWC or CHW, uint8 or floats within 0..1.
-
-    CHW is told by a first axis of three where the last has another length. Floats are multiplied by 255 and rounded.
+    """[h, w, 3] uint8 as simulators' pictures are read (`pictures.picture`), of three channels.
 
     Raises:
-        RequestError: another type or shape, sides out of bounds, or numbers that are not finite or beyond 0..1.
+        RequestError: no array, another shape, sides out of bounds, or numbers that are no picture's.
     """
     what = f"picture {key!r}"
     if not isinstance(value, np.ndarray):
         raise RequestError(what, got=_brief(value), expected="an array")
-    shape = value.shape
-    if len(shape) == 3 and shape[0] == CHANNELS != shape[2]:
-        value = value.transpose(1, 2, 0)
-    if value.ndim != 3 or value.shape[2] != CHANNELS:
-        raise RequestError(what, got=f"shape {shape}", expected="[height, width, 3] or [3, height, width]")
-    if min(value.shape[:2]) < LEAST_SIDE or max(value.shape[:2]) > largest_side:
-        sides = f"{value.shape[0]} x {value.shape[1]} pixels"
-        raise RequestError(what, got=sides, expected=f"sides of {LEAST_SIDE} to {largest_side} pixels")
-    if value.dtype == np.uint8:
-        return np.ascontiguousarray(value)
-    if value.dtype.kind != "f":
-        raise RequestError(what, got=f"dtype {value.dtype}", expected="uint8, or floats within 0..1")
-    low, high = float(value.min()), float(value.max())
-    if not (low >= 0 and high <= 1):  # NaN goes through min and max, and fails the comparison
-        raise RequestError(what, got=f"floats within {low:.3g}..{high:.3g}", expected="uint8, or floats within 0..1")
-    return np.rint(value.astype(np.float32) * 255).astype(np.uint8)
-
-
-def resized(image: ImageArray, side: int) -> ImageArray:
-    """[side, side, 3]: scaled to fit (bilinear, with antialiasing) and padded with black, as openpi's clients do it.
-
-    Args:
-        image: [h, w, 3] uint8.
-        side: pixels.
-    """
-    height, width = image.shape[:2]
-    if height == width == side:
-        return image
-    scale = side / max(height, width)
-    size = max(round(width * scale), 1), max(round(height * scale), 1)
-    small = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-    canvas = Image.new("RGB", (side, side))
-    canvas.paste(small, ((side - size[0]) // 2, (side - size[1]) // 2))
-    return np.asarray(canvas)
+    try:
+        return pictures.picture(value, what, channels=(3,), sides=(LEAST_SIDE, largest_side))
+    except UserError as error:
+        raise RequestError(what, got=error.got, expected=error.expected) from error
+    except NotFiniteError as error:
+        raise RequestError(what, got="NaN or infinity", expected="finite numbers") from error
 
 
 def _seconds(value: object) -> float | None:
