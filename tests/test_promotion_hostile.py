@@ -39,7 +39,7 @@ REFUSED = {
     "sizes that do not fit": {b"__ndarray__": True, b"data": b"1", b"dtype": "|u1", b"shape": [2**40]},
     "no number": np.full((SIZE, SIZE, 3), np.nan, np.float32),
     "another shape": np.zeros((SIZE, SIZE), np.uint8),
-    "another type": np.zeros((SIZE, SIZE, 3), np.int64),
+    "numbers beyond a picture's": np.full((SIZE, SIZE, 3), 256, np.int64),
 }
 
 
