@@ -23,6 +23,7 @@ from builders import (
 )
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tolerance import assert_rounded_alike
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil, Qwen3_5ForConditionalGeneration
@@ -387,14 +388,19 @@ def test_a_saved_policy_comes_back_to_the_bit(
 ) -> None:
     again = QwenVLAPolicy.from_pretrained(folder)
     assert again.config == policy.config and again.quantiles == QUANTILES and not again.training
+    blind = QwenVLAPolicy.from_pretrained(folder, with_backbone=False)
+    saved = policy.state_dict()
+    for other, left_out in ((again, ()), (blind, ("backbone.",))):
+        state = other.state_dict()
+        assert state.keys() == {name for name in saved if not name.startswith(left_out)}
+        assert all(torch.equal(tensor, saved[name]) for name, tensor in state.items())
     with torch.no_grad():
         encoded = again.encode(seen)
-        assert torch.equal(encoded.hidden, context.hidden) and torch.equal(encoded.positions, context.positions)
-        assert torch.equal(again.velocity(encoded, X, TAU), policy.velocity(context, X, TAU))
-        assert torch.equal(again.value(encoded), policy.value(context))
-    blind = QwenVLAPolicy.from_pretrained(folder, with_backbone=False)
-    with torch.no_grad():
-        assert torch.equal(blind.velocity(context, X, TAU), policy.velocity(context, X, TAU))
+        assert torch.equal(encoded.mask, context.mask) and torch.equal(encoded.positions, context.positions)
+        assert_rounded_alike(encoded.hidden, context.hidden)
+        assert_rounded_alike(again.value(encoded), policy.value(context))
+        for other in (again, blind):
+            assert_rounded_alike(other.velocity(context, X, TAU), policy.velocity(context, X, TAU))
     with pytest.raises(ValueError, match="without its backbone"):
         blind.encode(seen)
 
@@ -496,12 +502,13 @@ BOTH = LoraSection(parts=["decoder", "backbone"], rank=2)
 
 
 def stirred(policy: QwenVLAPolicy, seed: int = 3) -> QwenVLAPolicy:
-    """Adapters that change something."""
+    """Adapters that change outputs by a quarter. Stirred three times as much, a backbone makes 200 times more of
+    rounding."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=rng) * (0.1 if "lora" in name else 0.01))
+                parameter.add_(torch.randn(parameter.shape, generator=rng) * (0.03 if "lora" in name else 0.01))
     return policy
 
 
@@ -511,17 +518,32 @@ def outputs(policy: QwenVLAPolicy, seen: Observation) -> tuple[Tensor, Tensor]:
         return policy.velocity(context, X, TAU), policy.value(context)
 
 
+def assert_acts_as(policy: QwenVLAPolicy, wanted: tuple[Tensor, Tensor], seen: Observation) -> None:
+    """Another module's outputs to rounding."""
+    for ours, theirs in zip(outputs(policy, seen), wanted, strict=True):
+        assert_rounded_alike(ours, theirs)
+
+
+def assert_carries(policy: QwenVLAPolicy, source: QwenVLAPolicy) -> None:
+    """All that trains, bit for bit."""
+    ours, theirs = trained_state(policy), trained_state(source)
+    assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 def test_adapters_begin_as_no_change_and_only_they_train(seen: Observation) -> None:
     plain = outputs(tiny_policy(), seen)
     adapted = add_adapters(tiny_policy(), BOTH, seed=0)
-    assert all(map(torch.equal, outputs(adapted, seen), plain))
+    fresh = outputs(adapted, seen)
+    with without_adapters(adapted):
+        assert all(map(torch.equal, outputs(adapted, seen), fresh))
+    assert_acts_as(adapted, plain, seen)
     trains = [name for name, p in adapted.named_parameters() if p.requires_grad]
     assert all("lora_" in name or name.startswith("value_head") for name in trains)
     for part in ("decoder", "language_model"):
         layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trains if part in name}
         assert layers >= {"q_proj", "v_proj", "o_proj", "up_proj", "down_proj"}
     assert any("in_proj_qkv" in name for name in trains) and not any("visual" in name for name in trains)
-    assert not all(map(torch.equal, outputs(stirred(adapted), seen), plain))
+    assert (outputs(stirred(adapted), seen)[0] - plain[0]).abs().max() > 1e-2
 
 
 def test_fresh_adapters_follow_from_the_seed() -> None:
@@ -535,7 +557,8 @@ def test_trained_state_carries_everything_that_trains(seen: Observation) -> None
     target = add_adapters(tiny_policy(), BOTH, seed=9)
     state = trained_state(source)
     load_trained_state(target, state)
-    assert all(map(torch.equal, outputs(target, seen), outputs(source, seen)))
+    assert_carries(target, source)
+    assert_acts_as(target, outputs(source, seen), seen)
     whole = sum(p.numel() for p in source.parameters()) * 4
     assert sum(a.nbytes for a in state.values()) < 0.1 * whole
     name = next(iter(state))
@@ -550,8 +573,7 @@ def test_merged_adapters_give_the_same_outputs(seen: Observation) -> None:
     before = outputs(adapted, seen)
     merged = merge_adapters(adapted)
     assert not any("lora" in name for name, _ in merged.named_parameters())
-    for ours, theirs in zip(outputs(merged, seen), before, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+    assert_acts_as(merged, before, seen)
 
 
 def test_saved_adapters_come_back_everywhere(folder: Path, tmp_path: Path, seen: Observation) -> None:
@@ -560,18 +582,18 @@ def test_saved_adapters_come_back_everywhere(folder: Path, tmp_path: Path, seen:
     save_adapters(trained, tmp_path)
 
     loaded = load_adapters(QwenVLAPolicy.from_pretrained(folder), tmp_path)
-    assert all(map(torch.equal, outputs(loaded, seen), wanted))
+    assert_acts_as(loaded, wanted, seen)
 
     resumed = add_adapters(QwenVLAPolicy.from_pretrained(folder), BOTH, seed=5)
     restore_adapters(resumed, tmp_path)
-    assert all(map(torch.equal, outputs(resumed, seen), wanted))
-    assert all(np.array_equal(v, trained_state(trained)[k]) for k, v in trained_state(resumed).items())
+    assert_carries(resumed, trained)
+    assert_acts_as(resumed, wanted, seen)
 
     alone = QwenVLAPolicy.from_pretrained(folder)
     alone.decoder = PeftModel.from_pretrained(alone.decoder, tmp_path / "decoder")  # type: ignore[assignment]
     language = alone.eyes.model.model
     language.language_model = PeftModel.from_pretrained(language.language_model, tmp_path / "backbone")
-    assert torch.equal(outputs(alone, seen)[0], wanted[0])
+    assert_rounded_alike(outputs(alone, seen)[0], wanted[0])
 
 
 def test_a_policy_without_its_backbone_takes_the_decoders_adapter(folder: Path, tmp_path: Path) -> None:
@@ -580,7 +602,7 @@ def test_a_policy_without_its_backbone_takes_the_decoders_adapter(folder: Path, 
     blind = load_adapters(QwenVLAPolicy.from_pretrained(folder, with_backbone=False), tmp_path)
     context = random_contexts(4)
     with torch.no_grad():
-        assert torch.equal(blind.velocity(context, X, TAU), trained.velocity(context, X, TAU))
+        assert_rounded_alike(blind.velocity(context, X, TAU), trained.velocity(context, X, TAU))
 
 
 @pytest.mark.parametrize(
@@ -664,12 +686,12 @@ def test_critic_and_noise_net_travel_and_come_back(tmp_path: Path) -> None:
     restore_adapters(resumed, tmp_path)
     load_trained_state(synced, trained_state(trained))
     for other in (resumed, synced):
-        assert all(np.array_equal(v, trained_state(trained)[name]) for name, v in trained_state(other).items())
+        assert_carries(other, trained)
     judged = load_adapters(blind_policy(), tmp_path)
     assert judged.noise_net is None and judged.privileged_critic is None and judged.guidance is None
     keys, zero = episode_keys(4), np.zeros(4, np.int64)
     chunks = [p.act(random_contexts(4), keys, zero, WIDOWX, 0.6).actions for p in (trained, judged)]
-    assert np.array_equal(*chunks)
+    assert_rounded_alike(*chunks)
 
 
 def test_the_policy_without_its_adapters_is_the_one_it_began_as() -> None:

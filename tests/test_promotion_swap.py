@@ -29,6 +29,7 @@ from rl_finetune.promotion.serving.swap import Loaded, StageSettings, infer, loa
 from rl_finetune.promotion.serving.wire import decode, encode
 from rl_finetune.types import SeedKeys
 from tests.builders import QUANTILES, episode_keys, observations, tiny_policy
+from tests.tolerance import assert_rounded_alike
 
 SETTINGS = StageSettings(image_size=64, temperature=0.6)
 OLD, NEW = Path("old"), Path("new")
@@ -89,21 +90,22 @@ def alone(policy: QwenVLAPolicy, request: ActRequest) -> np.ndarray:
 
 
 def test_batch_is_what_each_would_get_alone() -> None:
-    stage = Stage(OLD, SETTINGS, opener=book())
+    opener = book()
+    stage = Stage(OLD, SETTINGS, opener=opener)
     small = replace(requests(1, seed=2)[0], observation=observations(1, 2, size=32))
     mixed = [*requests(2), requests(2, seed=7)[1], small]  # two seeds, and a picture of another size
     replies = stage.act(mixed)
     assert [reply.batch for reply in replies] == [3, 3, 3, 1]
-    policy = tiny_policy(0)
+    policy = opener.policies[OLD]
     for request, reply in zip(mixed, replies, strict=True):
-        np.testing.assert_allclose(reply.actions, alone(policy, request), atol=2e-6)
+        assert_rounded_alike(reply.actions, alone(policy, request))
     assert stage.act(mixed[:1])[0].actions.tobytes() == alone(policy, mixed[0]).astype(np.float32).tobytes()
     assert np.abs(replies[1].actions - alone(policy, replace(mixed[1], chunk=0))).max() > 1e-3  # noise is keyed
 
 
 def test_served_episode_is_the_evaluated_one() -> None:
-    policy = tiny_policy(0)
-    stage = Stage(OLD, SETTINGS, opener=book())
+    opener = book()
+    policy, stage = opener.policies[OLD], Stage(OLD, SETTINGS, opener=opener)
     session = Session(3, stage, seed=0)
     with envs.make("widowx_reach", 1) as env:
         keys = episode_keys(1, seed=4, first=6)
@@ -151,8 +153,9 @@ def load_on(stage: Stage, asked: Sequence[ActRequest]) -> Iterator[list[list[Act
 
 
 def test_swap_under_load_fails_nobody_and_mixes_nothing() -> None:
-    stage, asked = Stage(OLD, SETTINGS, opener=book()), requests(2)
-    want = {f"digest of {folder}": infer(policy, asked, 0.6) for folder, policy in book().policies.items()}
+    opener, asked = book(), requests(2)
+    stage = Stage(OLD, SETTINGS, opener=opener)
+    want = {f"digest of {folder}": infer(policy, asked, 0.6) for folder, policy in opener.policies.items()}
     with load_on(stage, asked) as told:
         for change in (lambda: stage.swap(NEW), stage.rollback, stage.rollback):
             before = len(told)
@@ -222,12 +225,13 @@ def test_each_bundle_acts_as_it_was_judged_unless_the_settings_say_otherwise() -
     opener = replace(book(), acted={OLD: Acted(64, 0.6), NEW: Acted(64, 0.0)})
     stage, asked = Stage(OLD, StageSettings(), opener=opener), requests(1)
     assert stage.metadata()["embodiments"]["widowx"]["image_size"] == 64
-    for folder, seed, temperature in ((OLD, 0, 0.6), (NEW, 1, 0.0)):
+    for folder, temperature in ((OLD, 0.6), (NEW, 0.0)):
         if folder == NEW:
             stage.swap(NEW)
-        np.testing.assert_array_equal(stage.act(asked)[0].actions, infer(tiny_policy(seed), asked, temperature)[0])
+        right = infer(opener.policies[folder], asked, temperature)[0]
+        np.testing.assert_array_equal(stage.act(asked)[0].actions, right)
     loud = Stage(NEW, StageSettings(temperature=0.6), opener=opener)
-    np.testing.assert_array_equal(loud.act(asked)[0].actions, infer(tiny_policy(1), asked, 0.6)[0])
+    np.testing.assert_array_equal(loud.act(asked)[0].actions, infer(opener.policies[NEW], asked, 0.6)[0])
     for lacking, name in ((Acted(64), "temperature"), (Acted(None, 0.6), "image_size")):
         with pytest.raises(UserError, match=f"with what {name} bundle 'old' acts.*set acting.{name}"):
             Stage(OLD, StageSettings(), opener=replace(book(), acted={OLD: lacking}))
@@ -283,7 +287,8 @@ def test_shadow_measures_and_does_not_act(tmp_path: Path) -> None:
 def test_trouble_of_the_shadow_stays_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy, log = tiny_policy(1), tmp_path / "shadow.jsonl"
     with_shadow = Shadow(candidate(policy), log, waiting=1, log_bytes=1500)
-    stage = Stage(OLD, SETTINGS, opener=book(), shadow=with_shadow)
+    opener = book()
+    stage = Stage(OLD, SETTINGS, opener=opener, shadow=with_shadow)
     going, begun = threading.Event(), threading.Event()
 
     def stuck(*_: Any) -> None:
@@ -292,7 +297,7 @@ def test_trouble_of_the_shadow_stays_there(tmp_path: Path, monkeypatch: pytest.M
         raise RuntimeError("the candidate fell over")
 
     monkeypatch.setattr(policy, "look", stuck)
-    asked, plain = requests(2), Stage(OLD, SETTINGS, opener=book()).act(requests(2))
+    asked, plain = requests(2), Stage(OLD, SETTINGS, opener=opener).act(requests(2))
     stage.act(asked)
     begun.wait()
     for _ in range(3):  # one waits, two have no room
