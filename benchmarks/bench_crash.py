@@ -1,7 +1,7 @@
 """SIGKILL during promotion, many times: after each kill the registry must hold the old or the new state, whole.
 
 A child takes a bundle of the shipped policy through all stages and rolls back; it is killed at a random time. Then
-every byte is verified, and the pointer on the disk is compared with what the ledger tells.
+every byte is verified, and who acts is compared with how far the ledger tells that it got.
 
     python -m benchmarks.bench_crash [--quick] [--kills N] [--seed N] [--folder FOLDER]
 """
@@ -77,10 +77,9 @@ def _check(registry: Registry, old: Bundle, new: Bundle) -> int:
     steps = audit.entries - 5
     stages: tuple[Stage | None, ...] = (None, *STAGES)
     stage = next((standing.stage for standing in status.bundles if standing.digest == new.digest), None)
-    acting = json.loads(registry.pointer("promoted").read_text())["digest"]
     wanted = new.digest if steps == 5 else old.digest
-    if (stage, acting, status.promoted) != (stages[steps], wanted, wanted):
-        raise AssertionError(f"after {steps} steps {stage}, pointer {acting[:12]}, ledger {str(status.promoted)[:12]}")
+    if (stage, status.promoted) != (stages[steps], wanted):
+        raise AssertionError(f"after {steps} steps {stage}, and {str(status.promoted)[:12]} acts")
     return steps
 
 

@@ -47,6 +47,8 @@ class InstantStage:
     """Called in the inference thread before each batch."""
     batches: list[int] = field(default_factory=list)
     """Size of each batch so far."""
+    shadowed: str | None = None
+    """Who is watched."""
     _last: str | None = None
 
     def act(self, requests: Sequence[ActRequest]) -> list[ActReply]:
@@ -72,11 +74,20 @@ class InstantStage:
             raise UserError("bundle", got=folder.name, expected="a whole one", do="make it again")
         self._last, self.digest = self.digest, folder.name
 
+    @property
+    def previous(self) -> str | None:
+        """The name before."""
+        return self._last
+
     def rollback(self) -> None:
         """Act under the name before."""
         if self._last is None:
             raise UserError("rollback", got="no earlier bundle", expected="one", do="swap first")
         self.digest, self._last = self._last, None
+
+    def end_shadow(self) -> None:
+        """Watch nobody."""
+        self.shadowed = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +116,10 @@ class PlainSession:
         return PlainAnswer(reply.actions, {"action": 1}, False)
 
     quick = answer
+
+    def hold(self, kind: str, digest: str, now: float) -> PlainAnswer:
+        """No displacement."""
+        return PlainAnswer(np.zeros((HORIZON, CHANNELS), np.float32), {kind: HORIZON}, True)
 
 
 class Robot:

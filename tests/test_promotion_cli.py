@@ -344,6 +344,7 @@ def test_the_ledger_in_words() -> None:
     judged = {"grounds": "g", "kind": "verdict", "outcome": "hold", "reason": "too few"}
     assert said("judged", **judged) == "verdict hold: too few"
     assert said("rollback", **{"from": "c" * 64}) == f"promoted again; {'c' * 12} retired"
+    assert said("serve", note="trial 3") == "let act on a server (trial 3)"
     assert said("retire", note="old") == "retired (old)"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -205,3 +206,16 @@ def test_a_disk_that_does_not_take_it_is_the_users_to_know(tmp_path: Path) -> No
         Ledger(tmp_path / "ledger.jsonl").append("submit", {})
     with pytest.raises(UserError, match="ledger cannot be used"):
         Ledger(tmp_path / "nowhere" / "ledger.jsonl").append("submit", {})
+
+
+def test_time_never_runs_backwards(tmp_path: Path) -> None:
+    times = ["2026-01-02T03:04:05.000+00:00", "2026-01-02T04:04:05.000+01:00", "2020-01-01T00:00:00.000+00:00"]
+    clock = iter([*times, "2026-01-02T03:04:05.001+00:00"])
+    ledger = Ledger(tmp_path / "ledger.jsonl", clock=lambda: next(clock))
+    ledger.append("a", {})
+    ledger.append("b", {})  # the same instant in another zone
+    before = (ledger.path.read_bytes(), ledger.anchor.read_bytes())
+    with pytest.raises(UserError, match=f"clock runs behind ledger.jsonl: got 2020.*; expected {re.escape(times[1])}"):
+        ledger.append("c", {})
+    assert (ledger.path.read_bytes(), ledger.anchor.read_bytes()) == before
+    assert ledger.append("d", {}).index == 2  # once the clock has been set

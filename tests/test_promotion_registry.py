@@ -41,9 +41,8 @@ def stages(registry: Registry) -> dict[str, str]:
     return {standing.name: standing.stage for standing in registry.status().bundles}
 
 
-def pointed(registry: Registry) -> str | None:
-    path = registry.pointer("promoted")
-    return json.loads(path.read_text())["digest"] if path.exists() else None
+def acts(registry: Registry) -> str | None:
+    return registry.status().promoted
 
 
 def test_the_way_up_and_back(registry: Registry) -> None:
@@ -51,10 +50,10 @@ def test_the_way_up_and_back(registry: Registry) -> None:
     with pytest.raises(UserError, match="nothing to roll back to"):
         registry.rollback(by="ada")
     a = promoted(registry, "a")
-    assert registry.promoted() is not None and pointed(registry) == a.digest and stages(registry) == {"a": "promoted"}
+    assert registry.promoted() is not None and acts(registry) == a.digest and stages(registry) == {"a": "promoted"}
     b, c = promoted(registry, "b"), promoted(registry, "c")
-    assert stages(registry) == {"a": "retired", "b": "retired", "c": "promoted"} and pointed(registry) == c.digest
-    assert registry.rollback(by="bo", note="it trembles").digest == b.digest == pointed(registry)
+    assert stages(registry) == {"a": "retired", "b": "retired", "c": "promoted"} and acts(registry) == c.digest
+    assert registry.rollback(by="bo", note="it trembles").digest == b.digest == acts(registry)
     assert stages(registry) == {"a": "retired", "b": "promoted", "c": "retired"}
     d = promoted(registry, "d")
     assert registry.rollback(by="bo").digest == b.digest and registry.rollback(by="bo").digest == a.digest
@@ -74,7 +73,7 @@ def test_a_retired_bundle_is_no_way_back(registry: Registry) -> None:
     registry.retire(b.digest, by="ada", note="hits the table")
     assert registry.rollback(by="ada").digest == a.digest
     registry.retire(a.digest, by="ada")
-    assert registry.promoted() is None and pointed(registry) is None
+    assert registry.promoted() is None and acts(registry) is None
     for old in (a, b, c):
         with pytest.raises(UserError, match="got retired now; expected nothing next"):
             registry.advance(old.digest, "candidate", by="ada")
@@ -106,7 +105,7 @@ def test_what_each_step_needs(registry: Registry, tmp_path: Path) -> None:
     refused("without a decision", "promoted", waiver="  ")
     refused("does not rest on a verdict", "promoted", grounds=verdict)
     registry.advance(b.digest, "promoted", by="ada", waiver="no robot in this building", note="demo")
-    assert registry.history()[-1].body["waiver"] == "no robot in this building" and pointed(registry) == b.digest
+    assert registry.history()[-1].body["waiver"] == "no robot in this building" and acts(registry) == b.digest
     with pytest.raises(UserError, match="submitted before"):
         registry.submit(b.folder, by="ada")
     with pytest.raises(UserError, match=f"no such bundle .* got '77'; expected one of {a.digest[:12]} \\(a\\)"):
@@ -154,12 +153,12 @@ def test_a_damaged_bundle_is_not_rolled_back_to_and_who_acts_goes_on(registry: R
     for call in (lambda: registry.rollback(by="ada"), registry.verify):
         with pytest.raises(UserError, match=r"model\.safetensors is not what was made"):
             call()
-    assert pointed(registry) == b.digest and stages(registry) == {"a": "retired", "b": "promoted"}
+    assert acts(registry) == b.digest and stages(registry) == {"a": "retired", "b": "promoted"}
 
 
-def test_tampering_is_noticed_wherever_it_is(registry: Registry, tmp_path: Path) -> None:
-    a = promoted(registry, "a")
-    for path in sorted(p for p in registry.folder.rglob("*") if p.is_file() and "pointers" not in p.parts):
+def test_tampering_is_noticed_wherever_it_is(registry: Registry) -> None:
+    promoted(registry, "a")
+    for path in sorted(p for p in registry.folder.rglob("*") if p.is_file()):
         whole = path.read_bytes()
         for i in {0, len(whole) // 2, len(whole) - 1} if whole else ():
             path.unlink()
@@ -173,8 +172,6 @@ def test_tampering_is_noticed_wherever_it_is(registry: Registry, tmp_path: Path)
     with pytest.raises(UserError, match="other is not what the ledger tells: got something unknown"):
         registry.verify()
     (registry.folder / "bundles" / "other").rmdir()
-    registry.pointer("promoted").write_text("{}")
-    assert registry.promoted() is not None and pointed(registry) == a.digest
     for path in (registry.ledger.path, registry.ledger.anchor):
         path.unlink()
     with pytest.raises(UserError, match="has bundles but no ledger"):
@@ -246,23 +243,24 @@ def test_a_kill_between_any_two_changes_leaves_old_or_new(registry: Registry, tm
         "promote": lambda mine: mine.advance(b.digest, "promoted", by="ada", grounds=decision),
         "rollback": lambda mine: mine.rollback(by="ada"),
     }
-    old, entries, seen = (stages(registry), pointed(registry)), len(registry.history()), []
+    old, entries, seen = (stages(registry), acts(registry)), len(registry.history()), []
     for step in range(100):
         copy = Registry(tmp_path / "copies" / str(step), clock=lambda: TIME)
         shutil.copytree(registry.folder, copy.folder)
         killed = died(works[what], Registry(copy.folder, step=Killed(step)))
-        raw = pointed(copy)
-        now = (stages(copy), pointed(copy))
+        now = (stages(copy), acts(copy))
         happened = len(copy.history()) - entries
-        assert happened in (0, 1) and (now == old) == (happened == 0) and raw in (old[1], now[1])
-        assert copy.verify().entries == entries + happened and not list((copy.folder / "incoming").iterdir())
+        assert happened in (0, 1) and (now == old) == (happened == 0)
+        assert copy.verify().entries == entries + happened  # also while files wait for the next writer
         if not happened:
             works[what](copy)
+        with copy._locked():
+            assert not list((copy.folder / "incoming").iterdir())
         assert copy.verify().entries == entries + 1
         seen.append(happened)
         if not killed:
             break
-    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(seen) > 6
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(seen) > 5
 
 
 def test_a_kill_at_any_time_leaves_what_the_ledger_tells(registry: Registry, tmp_path: Path) -> None:
@@ -288,7 +286,7 @@ def test_a_kill_at_any_time_leaves_what_the_ledger_tells(registry: Registry, tmp
         child.join()
         duration = duration or time.monotonic() - began
         audit, state = mine.verify(), mine.status()
-        assert state.promoted == pointed(mine) == (c.digest if audit.entries == 10 else a.digest)
+        assert state.promoted == (c.digest if audit.entries == 10 else a.digest)
         assert stages(mine).get("c") == (None, *STAGES)[audit.entries - 5]
         ends.add(audit.entries)
     assert 11 in ends and len(ends) > 1
@@ -313,4 +311,74 @@ def test_a_registry_that_is_held_for_too_long_says_so(registry: Registry) -> Non
         registry._locked(),
         pytest.raises(UserError, match=r"another process holds the lock: got .*\.lock for 0\.05 s"),
     ):
-        Registry(registry.folder, patience=0.05).status()
+        Registry(registry.folder, patience=0.05).retire("77", by="ada")
+
+
+def test_readers_need_no_lock_and_write_nothing(registry: Registry) -> None:
+    def tree() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in (registry.folder, *registry.folder.rglob("*"))}
+
+    a = promoted(registry, "a")
+    (registry.folder / ".lock").unlink()
+    before = tree()
+    bundle, status, entries, audit = registry.promoted(), registry.status(), registry.history(), registry.verify()
+    assert bundle is not None and bundle.digest == a.digest == status.promoted and len(entries) == audit.entries == 5
+    assert tree() == before  # also the folder's own time: not even a lock came and went
+    with registry._locked():
+        assert Registry(registry.folder, patience=0.0).verify() == audit
+    nowhere = Registry(registry.folder.parent / "nowhere")
+    assert nowhere.status().bundles == () and not nowhere.folder.exists()
+
+
+def test_nobody_is_rolled_back_to_whom_grounds_speak_against(registry: Registry, tmp_path: Path) -> None:
+    a, b, c = (promoted(registry, name) for name in "abc")
+    registry.record(grounds(tmp_path, "decision", b, a.digest, "reject"), by="bo")
+    with pytest.raises(UserError, match=r"cannot act again: got a rejection.*the way back then leads further"):
+        registry.rollback(by="ada")
+    assert acts(registry) == c.digest
+    registry.retire(b.digest, by="ada")
+    assert registry.rollback(by="ada").digest == a.digest
+
+
+def test_who_acts_on_a_server_is_promoted_or_in_canary_and_stands_in_the_ledger(
+    registry: Registry, tmp_path: Path
+) -> None:
+    old, a = promoted(registry, "old"), promoted(registry, "a")
+    names = ("candidate", "shadow", "canary", "rejected")
+    tried = {name: submitted(registry, name) for name in names}
+    for name in names[1:]:
+        bundle = tried[name]
+        registry.advance(
+            bundle.digest, "simulation-passed", by="ada", grounds=grounds(tmp_path, "verdict", bundle, a.digest)
+        )
+        registry.advance(bundle.digest, "shadow", by="ada")
+    for name in names[2:]:
+        registry.advance(tried[name].digest, "canary", by="ada")
+    registry.record(grounds(tmp_path, "decision", tried["rejected"], a.digest, "reject"), by="bo")
+
+    def refused(digest: str, named: str | None = None) -> str:
+        before = len(registry.history())
+        with pytest.raises(UserError, match="expected one") as caught:
+            registry.serve(digest, named=named, by="ana")
+        assert len(registry.history()) == before
+        return str(caught.value)
+
+    for bundle, why in (
+        (old, f"may not act: got retired since {TIME} by ada"), (tried["rejected"], "got a rejection on record"),
+        (tried["candidate"], "got a bundle that is candidate"), (tried["shadow"], "got a bundle that is shadow"),
+    ):  # fmt: skip
+        assert why in refused(bundle.digest)
+    assert "no such bundle in the registry" in refused("77")
+    for bundle in (tried["canary"], a):
+        assert registry.serve(bundle.digest, named=None, by="ana").digest == bundle.digest
+    # Whom a server was started with needs no stage, unless there is something against it.
+    registry.serve(tried["candidate"].digest, named=tried["candidate"].digest, by="ana")
+    assert "retired" in refused(old.digest, named=old.digest)
+    last = [(entry.kind, entry.body["bundle"], entry.body["by"]) for entry in registry.history()[-3:]]
+    assert last == [("serve", bundle.digest, "ana") for bundle in (tried["canary"], a, tried["candidate"])]
+    assert acts(registry) == a.digest and stages(registry)["canary"] == "canary"
+    registry.retire(a.digest, by="ada")
+    assert "got nothing that is promoted" in refused(tried["canary"].digest)
+    registry.ledger.append("serve", {"bundle": a.digest, "by": "eve", "note": ""})
+    with pytest.raises(UserError, match=r"cannot have happened: .* acted, retired or rejected"):
+        registry.status()

@@ -73,14 +73,17 @@ def test_a_robot_is_told_what_the_policy_does_in_an_evaluation(bundles, tmp_path
 
 
 def test_what_lies_in_a_registry_under_another_digest_is_not_loaded(bundles):
-    with pytest.raises(UserError, match=r"manifest\.json .*got hash"):
-        _by_digest(open_bundle)(bundles[0])  # its folder is called 0
-    digest = open_bundle(bundles[1]).digest
-    moved = bundles[1].rename(bundles[1].with_name(digest))
-    try:
-        assert _by_digest(open_bundle)(moved).digest == digest
-    finally:
-        moved.rename(bundles[1])
+    digest = _by_digest(open_bundle)(bundles[1]).digest  # its folder is called 1
+    for name in (digest, "0" * 64):
+        moved = bundles[1].rename(bundles[1].with_name(name))
+        try:
+            if name == digest:
+                assert _by_digest(open_bundle)(moved).digest == digest
+            else:
+                with pytest.raises(UserError, match=r"manifest\.json .*got hash"):
+                    _by_digest(open_bundle)(moved)
+        finally:
+            moved.rename(bundles[1])
 
 
 def test_ever_new_prompts_do_not_fill_the_memory(monkeypatch):

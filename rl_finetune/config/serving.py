@@ -47,8 +47,6 @@ class BatchingSection(Section):
     """Most requests that the policy computes together."""
     max_wait: float = Field(0.005, ge=0)
     """Seconds that a free policy waits for more requests, while a client that could ask has not."""
-    queue: int = Field(64, ge=1)
-    """Requests that may wait; further ones are told that the server is busy."""
     deadline: float = Field(10.0, gt=0)
     """Seconds after which a request that has not been answered is given up."""
 

@@ -84,6 +84,8 @@ def words(entry: Entry) -> str:
             said = f"became {body['stage']}" + (f"; {why}" if why else "")
         case "judged":
             said = grounds
+        case "serve":
+            said = "let act on a server"
         case "rollback":
             said = "promoted again; " + (f"{short(str(body['from']))} retired" if body.get("from") else "nobody acted")
         case _:

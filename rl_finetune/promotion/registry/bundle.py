@@ -148,6 +148,15 @@ def open_bundle(
     return Bundle(folder, manifest.digest, contents, manifest, trusted=signer is not None)
 
 
+def bundle_digest(folder: Path) -> str:
+    """Digest of the bundle that a folder says it holds; nothing is verified.
+
+    Raises:
+        UserError: there is no manifest.
+    """
+    return sha256(_manifest(folder))
+
+
 def make_bundle(
     policy: str | Path,
     folder: Path,

@@ -6,34 +6,41 @@ import shutil
 from pathlib import Path
 
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import Json, Step, canonical, replace_file, sha256, sync_folder
+from rl_finetune.promotion.registry.durable import Step, sha256, sync_folder
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.manifest import read_small
-from rl_finetune.promotion.registry.stages import Stage, State
-
-POINTED: tuple[Stage, ...] = ("shadow", "canary", "promoted")
-"""Stages in which a bundle is served."""
+from rl_finetune.promotion.registry.stages import State
 
 
-def pointer(folder: Path, stage: Stage) -> Path:
-    """File that names the bundle in a stage."""
-    return folder / "pointers" / f"{stage}.json"
+def place(folder: Path, kind: str, name: str) -> Path:
+    """Where one of the ledger's `bundles` or `grounds` lies: in its place, or still in `incoming` if who brought it was
+    killed."""
+    settled, incoming = folder / kind / name, folder / "incoming" / name
+    return incoming if incoming.exists() and not settled.exists() else settled
+
+
+def names_in(folder: Path) -> set[str]:
+    """What lies in a folder; nothing where there is no such folder.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return {path.name for path in folder.iterdir()}
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise UserError(
+            "registry cannot be read", got=f"{folder}: {error.strerror}", expected="a folder to read",
+            do="check its permissions",
+        ) from error  # fmt: skip
 
 
 def settle(folder: Path, state: State, step: Step) -> None:
-    """Bring files from `incoming` to their places and pointers up to date; throw away what never happened.
-
-    Raises:
-        UserError: there are bundles but no ledger that tells of them.
-    """
+    """Bring files from `incoming` to their places; throw away what never happened."""
     incoming, bundles, grounds = (folder / name for name in ("incoming", "bundles", "grounds"))
-    for place in (incoming, bundles, grounds):
-        place.mkdir(exist_ok=True)
-    if not state.bundles and any(bundles.iterdir()):
-        raise UserError(
-            "registry has bundles but no ledger", got=str(folder), expected="ledger.jsonl that tells of them",
-            do="restore ledger.jsonl and ledger.head.json from a copy; find out who removed them",
-        )  # fmt: skip
+    for each in (incoming, bundles, grounds):
+        each.mkdir(exist_ok=True)
     for digest in state.bundles:
         _bring(incoming / digest, bundles, step)
     for digest in state.grounds:
@@ -41,20 +48,25 @@ def settle(folder: Path, state: State, step: Step) -> None:
     for left in incoming.iterdir():
         step("throw away what never happened")
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    _point(folder, state, step)
 
 
-def only(folder: Path, known: set[str]) -> None:
-    """Verify that nothing lies in a folder that the ledger does not tell of.
+def check_only(folder: Path, kind: str, found: set[str], known: set[str]) -> None:
+    """Verify that what the ledger tells of is there, and nothing else.
+
+    Args:
+        folder: of the registry.
+        kind: `bundles` or `grounds`.
+        found: names that lay there before the ledger was read.
+        known: names that the ledger tells of.
 
     Raises:
-        UserError: something does, or is missing.
+        UserError: something is unknown, or missing.
     """
-    found = {path.name for path in folder.iterdir()}
-    for name in sorted(found ^ known):
-        got, expected = ("something unknown", "nothing") if name in found else ("nothing", "what the ledger tells of")
+    missing = {name for name in known - found if not place(folder, kind, name).exists()}
+    for name in sorted((found - known) | missing):
+        got, expected = ("nothing", "what the ledger tells of") if name in missing else ("something unknown", "nothing")
         raise UserError(
-            f"{folder / name} is not what the ledger tells", got=got, expected=expected,
+            f"{folder / kind / name} is not what the ledger tells", got=got, expected=expected,
             do="restore the registry from a copy; find out who changed it",
         )  # fmt: skip
 
@@ -65,7 +77,7 @@ def check_kept(folder: Path, digest: str, bundle: str) -> None:
     Raises:
         UserError: it is not what was recorded, or about another bundle.
     """
-    path = folder / "grounds" / f"{digest}.json"
+    path = place(folder, "grounds", f"{digest}.json")
     found = sha256(read_small(path) or b"")
     if found != digest or Grounds.load(path).candidate.digest != bundle:
         raise UserError(
@@ -79,18 +91,3 @@ def _bring(source: Path, place: Path, step: Step) -> None:
         step(f"bring something to {place.name}")
         source.rename(place / source.name)
         sync_folder(place)
-
-
-def _point(folder: Path, state: State, step: Step) -> None:
-    for stage in POINTED:
-        path, standing = pointer(folder, stage), state.newest(stage)
-        path.parent.mkdir(exist_ok=True)
-        if standing is not None:
-            plain: dict[str, Json] = {"digest": standing.digest, "entry": standing.entry, "name": standing.name,
-                     "since": standing.since, "stage": stage}  # fmt: skip
-            data = canonical(plain) + b"\n"
-            if not path.is_file() or path.read_bytes() != data:
-                replace_file(path, data, step)
-        elif path.exists():
-            step(f"remove the pointer {stage}")
-            path.unlink()

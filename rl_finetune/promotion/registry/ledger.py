@@ -120,14 +120,17 @@ class Ledger:
         """Add an entry; when this returns it is on the disk for good. Nothing is added to a damaged ledger.
 
         Raises:
-            UserError: what is there is not what was written, or the disk does not take it.
+            UserError: what is there is not what was written, the clock runs behind the last entry, or the disk does
+                not take it.
             ValueError, TypeError: the body is no JSON.
         """
         canonical(body)
         try:
             with held(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND) as handle:
-                content = self._settled(handle)
-                entry = seal(content.head.count, self.clock(), content.head.hash, kind, body)
+                content, time = self._settled(handle), self.clock()
+                if content.entries and datetime.fromisoformat(time) < datetime.fromisoformat(content.entries[-1].time):
+                    raise _behind(self.path, time, content.entries[-1].time)
+                entry = seal(content.head.count, time, content.head.hash, kind, body)
                 self._write(handle, content, entry)
         except OSError as error:
             raise _unusable(self.path, error) from error
@@ -227,6 +230,13 @@ def tampered(path: Path, line: int, got: str, expected: str) -> UserError:
     )  # fmt: skip
 
 
+def _behind(path: Path, time: str, last: str) -> UserError:
+    return UserError(
+        f"this machine's clock runs behind {path.name}", got=time, expected=f"{last}, as the entry before, or later",
+        do="set the clock, then do it again; nothing was written",
+    )  # fmt: skip
+
+
 def _unusable(path: Path, error: OSError) -> UserError:
     return UserError(
         "ledger cannot be used", got=f"{path}: {error.strerror or error}", expected="a file to read and write",
@@ -280,6 +290,8 @@ def _entry(path: Path, number: int, line: bytes, previous: str, index: int | Non
         value = cast(dict[str, Json], parsed(line))
         if value.keys() != FIELDS:
             raise ValueError(f"fields {sorted(value)}")
+        if datetime.fromisoformat(str(value["time"])).tzinfo is None:
+            raise ValueError(f"time {value['time']!r}")
         body = cast(Mapping[str, Json], value["body"])
         entry = seal(cast(int, value["index"]), str(value["time"]), str(value["previous"]), str(value["kind"]), body)
     except (ValueError, TypeError, AttributeError) as error:

@@ -3,11 +3,11 @@
 ledger.jsonl, ledger.head.json    the truth: every step, by whom and why
 bundles/<digest>/                 what was submitted
 grounds/<digest>.json             verdicts and decisions that steps rest on
-pointers/<stage>.json             who is in shadow, canary and promoted, for readers without a lock
 incoming/, .lock                  what is being written; who may write
 
 A step is one entry of the ledger: it has happened when the entry counts. Files are put into `incoming` before, and
-brought to their places and pointed to after; whoever takes the lock next does so in place of a process that was killed.
+brought to their places after; whoever takes the lock next does so in place of a process that was killed. Readers take
+no lock and write nothing: they see what the ledger tells, and find files in either place.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
 from rl_finetune.promotion.registry.durable import PATIENCE, Json, Step, held, nothing
 from rl_finetune.promotion.registry.filling import copy_bundle
 from rl_finetune.promotion.registry.grounds import Grounds
-from rl_finetune.promotion.registry.keeping import check_kept, only, pointer, settle
+from rl_finetune.promotion.registry.keeping import check_kept, check_only, names_in, place, settle
 from rl_finetune.promotion.registry.ledger import Entry, Ledger, now
-from rl_finetune.promotion.registry.rules import check_grounds, check_needs, check_order, find
+from rl_finetune.promotion.registry.rules import check_grounds, check_needs, check_order, find, objection
 from rl_finetune.promotion.registry.stages import Impossible, Stage, Standing, State, told
 
 
@@ -40,6 +40,10 @@ class Status:
     """Digest of the bundle that a rollback brings back."""
     bundles: tuple[Standing, ...]
     """All of them, in the order of their submission."""
+
+    def standing(self, digest: str) -> Standing | None:
+        """Where one of them stands; None where it was never submitted."""
+        return next((standing for standing in self.bundles if standing.digest == digest), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +81,7 @@ class Registry:
 
     def bundle_folder(self, digest: str) -> Path:
         """Where a bundle lies."""
-        return self.folder / "bundles" / digest
-
-    def pointer(self, stage: Stage) -> Path:
-        """File that names the bundle in a stage: `{"digest", "entry", "name", "since", "stage"}`; replaced whole."""
-        return pointer(self.folder, stage)
+        return place(self.folder, "bundles", digest)
 
     def submit(self, bundle: Path, *, by: str, note: str = "") -> Bundle:
         """Copy a bundle into the registry, as a candidate.
@@ -149,19 +149,24 @@ class Registry:
             self._open(self.bundle_folder(standing.digest), standing.digest)
             body = {"bundle": standing.digest, "stage": stage, "by": by, "note": note, "waiver": waiver}
             self._happened("advance", {**body, **self._kept(state, found)})
-            return self._state().bundles[standing.digest]
+            return self._read().bundles[standing.digest]
 
     def rollback(self, *, by: str, note: str = "") -> Bundle:
         """Promote again whoever was promoted before, once every byte of it has been verified; retire who acts now.
 
         Raises:
-            UserError: nobody was, or its bundle is damaged; who acts now goes on.
+            UserError: nobody was, its bundle is damaged, or it was rejected since; who acts now goes on.
         """
         with self._locked() as state:
             if state.before is None:
                 raise UserError(
                     "nothing to roll back to", got=f"{len(state.line)} promoted bundles", expected="one before",
                     do="retire the present one if nothing shall act",
+                )  # fmt: skip
+            if state.bundles[state.before].rejected:
+                raise UserError(
+                    f"bundle {state.before[:12]} cannot act again", got="a rejection on record",
+                    expected="no evidence that it is worse or unsafe", do="retire it: the way back then leads further",
                 )  # fmt: skip
             bundle = self._open(self.bundle_folder(state.before), state.before)
             self._happened("rollback", {"bundle": state.before, "from": state.promoted, "by": by, "note": note})
@@ -176,7 +181,30 @@ class Registry:
         with self._locked() as state:
             standing = find(state, digest)
             self._happened("retire", {"bundle": standing.digest, "by": by, "note": note})
-            return self._state().bundles[standing.digest]
+            return self._read().bundles[standing.digest]
+
+    def serve(self, digest: str, *, named: str | None, by: str, note: str = "") -> Standing:
+        """Note that a server lets a bundle act because an operator says so; no stage changes.
+
+        Args:
+            digest: of the bundle.
+            named: the bundle that the server was started with by name; None where it follows what is promoted.
+            by: who does it.
+            note: what there is to say.
+
+        Raises:
+            UserError: the bundle may not act there; nothing is noted.
+        """
+        with self._locked() as state:
+            standing = find(state, digest)
+            why = objection(standing, digest=digest, promoted=state.promoted, named=named)
+            if why:
+                raise UserError(
+                    f"bundle {digest[:12]} may not act", got=why, expected="one that is promoted, or in canary",
+                    do="choose another one, or bring it there first",
+                )  # fmt: skip
+            self._happened("serve", {"bundle": digest, "by": by, "note": note})
+            return standing
 
     def promoted(self) -> Bundle | None:
         """The bundle that acts, verified; None where nothing is promoted.
@@ -184,23 +212,22 @@ class Registry:
         Raises:
             UserError: it is damaged.
         """
-        with self._locked() as state:
-            digest = state.promoted
+        digest = self._read().promoted
         return None if digest is None else self._open(self.bundle_folder(digest), digest)
 
     def status(self) -> Status:
         """Where all bundles stand."""
-        with self._locked() as state:
-            return Status(state.promoted, state.before, tuple(state.bundles.values()))
+        state = self._read()
+        return Status(state.promoted, state.before, tuple(state.bundles.values()))
 
     def history(self, digest: str | None = None) -> tuple[Entry, ...]:
         """Entries about one bundle (its first digits will do), or all."""
-        with self._locked() as state:
-            entries = self.ledger.entries()
-            if digest is None:
-                return entries
-            wanted = find(state, digest).digest
-            return tuple(e for e in entries if wanted in (e.body.get("bundle"), e.body.get("from")))
+        entries = self.ledger.entries()
+        state = self._told(entries)
+        if digest is None:
+            return entries
+        wanted = find(state, digest).digest
+        return tuple(e for e in entries if wanted in (e.body.get("bundle"), e.body.get("from")))
 
     def verify(self) -> Audit:
         """Verify every byte of ledger, bundles and grounds, and that each step could follow from those before.
@@ -208,15 +235,17 @@ class Registry:
         Raises:
             UserError: something is not what was written; names the file.
         """
-        with self._locked() as state:
-            files = 0
-            only(self.folder / "bundles", set(state.bundles))
-            for digest in state.bundles:
-                files += len(self._open(self.bundle_folder(digest), digest).manifest.files) + 1
-            only(self.folder / "grounds", {f"{digest}.json" for digest in state.grounds})
-            for digest, bundle in state.grounds.items():
-                check_kept(self.folder, digest, bundle)
-            return Audit(len(self.ledger.entries()), len(state.bundles), files, len(state.grounds))
+        # Before the ledger is read: somebody may bring in another bundle meanwhile.
+        found = {kind: names_in(self.folder / kind) for kind in ("bundles", "grounds")}
+        entries, files = self.ledger.entries(), 0
+        state = self._told(entries)
+        check_only(self.folder, "bundles", found["bundles"], set(state.bundles))
+        for digest in state.bundles:
+            files += len(self._open(self.bundle_folder(digest), digest).manifest.files) + 1
+        check_only(self.folder, "grounds", found["grounds"], {f"{digest}.json" for digest in state.grounds})
+        for digest, bundle in state.grounds.items():
+            check_kept(self.folder, digest, bundle)
+        return Audit(len(entries), len(state.bundles), files, len(state.grounds))
 
     @contextmanager
     def _locked(self) -> Iterator[State]:
@@ -225,7 +254,7 @@ class Registry:
             self.folder.mkdir(parents=True, exist_ok=True)
             with held(self.folder / ".lock", os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX, self.patience):
                 self.ledger.repair()
-                state = self._state()
+                state = self._read()
                 settle(self.folder, state, self.step)
                 yield state
         except OSError as error:
@@ -234,20 +263,30 @@ class Registry:
                 expected="a folder to write to", do="check its permissions and free space",
             ) from error  # fmt: skip
 
-    def _state(self) -> State:
+    def _read(self) -> State:
+        """What the ledger tells now."""
+        return self._told(self.ledger.entries())
+
+    def _told(self, entries: Sequence[Entry]) -> State:
         try:
-            return told(self.ledger.entries())
+            state = told(entries)
         except Impossible as error:
             raise UserError(
                 f"{self.ledger.path} tells what cannot have happened", got=str(error), expected="steps in their order",
                 do="restore the registry from a copy; find out who changed it",
             ) from error  # fmt: skip
+        if not state.bundles and names_in(self.folder / "bundles"):
+            raise UserError(
+                "registry has bundles but no ledger", got=str(self.folder), expected="ledger.jsonl that tells of them",
+                do="restore ledger.jsonl and ledger.head.json from a copy; find out who removed them",
+            )  # fmt: skip
+        return state
 
     def _happened(self, kind: str, body: Mapping[str, Json]) -> None:
         if not str(body["by"]).strip():
             raise UserError("nobody is named who does it", got="by=''", expected="a name", do="say who you are")
         self.ledger.append(kind, body)
-        settle(self.folder, self._state(), self.step)
+        settle(self.folder, self._read(), self.step)
 
     def _judged(self, state: State, found: Grounds, by: str, note: str) -> None:
         body = {"bundle": found.candidate.digest, "by": by, "note": note}

@@ -42,6 +42,30 @@ def check_order(standing: Standing, stage: Stage) -> None:
         )  # fmt: skip
 
 
+def objection(standing: Standing | None, *, digest: str, promoted: str | None, named: str | None) -> str:
+    """Why a bundle may not drive robots; empty where it may: whoever is promoted, and a canary that an operator lets
+    act in its place. Nobody who was retired or rejected.
+
+    Args:
+        standing: of the bundle; None where it was never submitted.
+        digest: of the bundle.
+        promoted: digest of the bundle that is promoted.
+        named: the bundle that a server was started with by name, which needs no stage; None where it follows what is
+            promoted.
+    """
+    if standing is not None and standing.rejected:
+        return "a rejection on record"
+    if standing is not None and standing.stage == "retired":
+        return f"retired since {standing.since} by {standing.by}"
+    if digest == named:
+        return ""
+    if named is None and promoted is None:
+        return "nothing that is promoted"
+    if standing is None:
+        return "a bundle that the registry does not know"
+    return "" if standing.stage in ("canary", "promoted") else f"a bundle that is {standing.stage}"
+
+
 def check_grounds(state: State, standing: Standing, stage: Stage, found: Grounds) -> None:
     """Grounds must be of the kind that the step needs, about this very bundle, against whoever is promoted now.
 

@@ -36,6 +36,9 @@ class Standing:
     """Who brought it there."""
     entry: int
     """Index in the ledger that tells so."""
+    step: str
+    """Kind of that entry: `submit`, `advance` (also where it was retired because another was promoted), `rollback` or
+    `retire`."""
     rejected: bool = False
     """Whether grounds were recorded that it is worse or unsafe."""
 
@@ -96,7 +99,7 @@ def after(state: State, entry: Entry) -> State:
         if digest in state.bundles:
             raise Impossible(f"entry {entry.index}: bundle {digest[:12]} was submitted before")
         name, by = str(entry.body["name"]), str(entry.body["by"])
-        new = Standing(digest, name, "candidate", entry.time, by, entry.index)
+        new = Standing(digest, name, "candidate", entry.time, by, entry.index, entry.kind)
         return replace(state, bundles={**state.bundles, digest: new})
     if digest not in state.bundles:
         raise Impossible(f"entry {entry.index}: bundle {digest[:12]} was never submitted")
@@ -109,6 +112,11 @@ def after(state: State, entry: Entry) -> State:
         case "retire":
             rest = tuple(other for other in state.line if other != digest)
             return replace(_moved(state, entry, digest, "retired"), line=rest)
+        case "serve":
+            standing = state.bundles[digest]
+            if standing.rejected or standing.stage == "retired":
+                raise Impossible(f"entry {entry.index}: {digest[:12]} acted, {standing.stage} or rejected")
+            return state
         case "judged":
             return state
     raise Impossible(f"entry {entry.index}: nothing of ours is called {entry.kind!r}")
@@ -133,6 +141,8 @@ def _advanced(state: State, entry: Entry, digest: str) -> State:
 def _rolled_back(state: State, entry: Entry, digest: str) -> State:
     if digest != state.before:
         raise Impossible(f"entry {entry.index}: rolled back to {digest[:12]}, not to {str(state.before)[:12]}")
+    if state.bundles[digest].rejected:
+        raise Impossible(f"entry {entry.index}: rolled back to {digest[:12]}, which is rejected")
     line = state.line
     if state.promoted:
         state, line = _moved(state, entry, state.promoted, "retired"), line[:-1]
@@ -141,8 +151,9 @@ def _rolled_back(state: State, entry: Entry, digest: str) -> State:
 
 def _moved(state: State, entry: Entry, digest: str, stage: Stage) -> State:
     standing = replace(
-        state.bundles[digest], stage=stage, since=entry.time, by=str(entry.body["by"]), entry=entry.index
-    )
+        state.bundles[digest], stage=stage, since=entry.time, by=str(entry.body["by"]), entry=entry.index,
+        step=entry.kind,
+    )  # fmt: skip
     return replace(state, bundles={**state.bundles, digest: standing})
 
 

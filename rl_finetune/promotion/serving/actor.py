@@ -53,7 +53,7 @@ class Stage:
             folder: of the bundle.
             settings: how policies act.
             opener: verifies a folder; signatures are its business.
-            shadow: watches a candidate; closed by whoever made it.
+            shadow: watches a candidate; closed by whoever made it, if not before.
 
         Raises:
             UserError: the bundle cannot be served, or the shadow's could not take over from it.
@@ -83,8 +83,9 @@ class Stage:
             for row, actions in zip(rows, chunks, strict=True):
                 replies[row] = ActReply(actions, acting.digest, seconds, len(rows))
         told = [replies[row] for row in range(len(requests))]
-        if self._shadow is not None:
-            self._shadow.offer(requests, told)
+        shadow = self._shadow
+        if shadow is not None:
+            shadow.offer(requests, told)
         return told
 
     def envelope(self, digest: str, tag: str) -> Envelope:
@@ -113,6 +114,24 @@ class Stage:
         """
         with self._changing:
             self._replace(load(folder, self._settings, self._opener))
+
+    @property
+    def previous(self) -> str | None:
+        """Digest of the bundle that `rollback` brings back."""
+        previous = self._previous
+        return None if previous is None else previous.digest
+
+    @property
+    def shadowed(self) -> str | None:
+        """Digest of the candidate that is watched."""
+        shadow = self._shadow
+        return None if shadow is None else shadow.candidate.digest
+
+    def end_shadow(self) -> None:
+        """Watch the candidate no more."""
+        shadow, self._shadow = self._shadow, None
+        if shadow is not None:
+            shadow.close()
 
     def rollback(self) -> None:
         """Let the bundle act that acted before; after that, the present one is the one before.

@@ -30,12 +30,6 @@ class Refused(Exception):
     kind = "refused"
 
 
-class Busy(Refused):
-    """Too many requests wait."""
-
-    kind = "busy"
-
-
 class Late(Refused):
     """The deadline has passed."""
 
@@ -46,6 +40,18 @@ class Stopping(Refused):
     """The server is being stopped."""
 
     kind = "stopping"
+
+
+class Withdrawn(Refused):
+    """The registry lets nobody act."""
+
+    kind = "withdrawn"
+
+
+class Failed(Refused):
+    """The policy has raised something."""
+
+    kind = "internal"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,7 +67,7 @@ class _Waiting:
 
 
 class Batcher:
-    """The queue before the one thread that infers; lives in one event loop."""
+    """The queue before the one thread that infers; lives in one event loop. A client has one request in it at most."""
 
     def __init__(self, act: Act, settings: BatchingSection, clients: Callable[[], int]) -> None:
         """Begin with an empty queue.
@@ -90,13 +96,10 @@ class Batcher:
         the queue.
 
         Raises:
-            Busy: the queue is full.
             Stopping: the server stops.
         """
         if self._stopped:
             raise Stopping("the server is being stopped")
-        if len(self._waiting) >= self._settings.queue:
-            raise Busy(f"busy: got {len(self._waiting)} requests waiting; expected fewer; ask again later")
         waiting = _Waiting(request, kind_of(request), self._loop.create_future(), self._loop.time())
         self._waiting.append(waiting)
         deadline = self._loop.call_later(self._settings.deadline, self._expire, waiting)

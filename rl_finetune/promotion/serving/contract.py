@@ -28,12 +28,23 @@ class Acting(Protocol):
             UserError: it cannot be served; nothing has changed.
         """
 
+    @property
+    def previous(self) -> str | None:
+        """Digest of the bundle that acted before the last swap; None where there was none."""
+
     def rollback(self) -> None:
-        """Let the bundle act that acted before the last swap.
+        """Let that bundle act.
 
         Raises:
             UserError: there was none.
         """
+
+    @property
+    def shadowed(self) -> str | None:
+        """Digest of the candidate that is watched; None where there is none."""
+
+    def end_shadow(self) -> None:
+        """Watch it no more. May take some seconds."""
 
 
 class Answered(Protocol):
@@ -63,3 +74,15 @@ class Conversation(Protocol):
 
     def answer(self, reply: ActReply, now: float) -> Answered:
         """What the client may be told of the policy's reply. May take tens of milliseconds."""
+
+    def hold(self, kind: str, digest: str, now: float) -> Answered:
+        """What the client is told where there is no reply of the policy: to stand still.
+
+        Args:
+            kind: why, for the count of interventions.
+            digest: of the bundle whose limits count.
+            now: server's monotonic clock, seconds.
+
+        Raises:
+            UserError: what there is to hold is not known.
+        """

@@ -38,6 +38,8 @@ class Front:
         """
         self.stopping = False
         """Whether to take no more clients."""
+        self.held: Callable[[], str] = str
+        """Why every robot is held; empty where they are not."""
         self._key, self._admin, self._places, self._refused, self._page = key, admin, places, refused, page
 
     def admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -61,6 +63,8 @@ class Front:
     def _health(self, connection: ServerConnection) -> Response:
         if self.stopping:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "stopping\n")
+        if held := self.held():
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, f"every robot is held: {held}\n")
         return connection.respond(http.HTTPStatus.OK, "OK\n")
 
     def _seat(self, connection: ServerConnection, counted: bool) -> Response | None:

@@ -51,6 +51,8 @@ class Metrics:
     """Chunks that left."""
     held: int = 0
     """Chunks that told a robot to stand still."""
+    acting: int = 1
+    """1 while the bundle may act, 0 while every robot is held."""
     connections: int = 0
     """Clients connected now."""
     accepted: int = 0
@@ -86,6 +88,7 @@ class Metrics:
             ("answers_total", "counter", "Chunks that left.", self.answers),
             ("held_total", "counter", "Chunks that told a robot to stand still.", self.held),
             ("accepted_total", "counter", "Clients that ever connected.", self.accepted),
+            ("acting", "gauge", "1 while the bundle may act, 0 while every robot is held.", self.acting),
             ("connections", "gauge", "Clients connected now.", self.connections),
             ("queued", "gauge", "Requests that wait.", queued),
         )

@@ -40,3 +40,5 @@ class ActReply:
     """Seconds of inference, shared by the batch."""
     batch: int
     """Requests that were computed together."""
+    hold: str = ""
+    """Why the body is held whatever the actions are; empty where they count."""

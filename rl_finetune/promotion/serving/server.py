@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -28,14 +27,15 @@ from websockets.exceptions import ConnectionClosed
 from rl_finetune.config.serving import ServeSection
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.serving.access import Places, admin_key, client_key
-from rl_finetune.promotion.serving.batching import Batcher, Refused
+from rl_finetune.promotion.serving.batching import Batcher, Failed, Refused, Withdrawn
 from rl_finetune.promotion.serving.connection import GuardedConnection, Knocking
 from rl_finetune.promotion.serving.contract import Acting, Answered, Conversation
 from rl_finetune.promotion.serving.front import ADMIN, Front
 from rl_finetune.promotion.serving.metrics import Metrics
 from rl_finetune.promotion.serving.reading import Reader, RequestError, bodies
+from rl_finetune.promotion.serving.registry_watch import RegistryWatch
 from rl_finetune.promotion.serving.requests import ActReply, ActRequest
-from rl_finetune.promotion.serving.swapping import Followed, Swapper
+from rl_finetune.promotion.serving.swapping import Swapper
 from rl_finetune.promotion.serving.wire import WireError, decode, encode
 
 LOG = logging.getLogger(__name__)
@@ -60,8 +60,7 @@ class PolicyServer:
         sessions: Callable[[int], Conversation],
         settings: ServeSection,
         *,
-        followed: Followed | None = None,
-        bundles: Path | None = None,
+        watch: RegistryWatch | None = None,
     ) -> None:
         """Check who may connect; nothing listens yet.
 
@@ -69,15 +68,13 @@ class PolicyServer:
             stage: acts; its metadata is the first frame that a client gets.
             sessions: makes the session of a client from its number.
             settings: limits and times.
-            followed: pointer of a registry whose promoted bundle is to be served.
-            bundles: folder of the bundles that an operator may swap in by name.
+            watch: registry that says who may act; None lets the stage act.
 
         Raises:
             UserError: others than this machine could connect without a key, or a key cannot be used.
         """
         self.metrics = Metrics()
-        self._stage, self._sessions, self._settings, self._followed = stage, sessions, settings, followed
-        self._bundles = bundles
+        self._stage, self._sessions, self._settings, self._watch = stage, sessions, settings, watch
         self._numbers = itertools.count()
         self._talking: dict[ServerConnection, bool] = {}
         self._stopping = False
@@ -90,7 +87,8 @@ class PolicyServer:
         """Listen; returns the port."""
         network = self._settings.network
         knocking = Knocking(network.knocking, self._count)
-        self._swapper = Swapper(self._stage, self.metrics, self._bundles, self._changed)
+        self._swapper = Swapper(self._stage, self.metrics, self._watch, self._changed)
+        self._front.held = lambda: self._swapper.held
         self._batcher = Batcher(self._act, self._settings.batching, lambda: len(self._talking))
         connection = partial(GuardedConnection, network=network, knocking=knocking, refused=self._count)
         self._server: Server = await serve(
@@ -102,8 +100,8 @@ class PolicyServer:
             create_connection=cast(type[ServerConnection], connection),
         )  # fmt: skip
         self._following = None
-        if self._followed is not None:
-            self._following = asyncio.create_task(self._swapper.follow(self._followed, self._settings.follow))
+        if self._watch is not None:
+            self._following = asyncio.create_task(self._swapper.follow(self._watch, self._settings.follow))
         return int(next(iter(self._server.server.sockets)).getsockname()[1])
 
     @property
@@ -196,15 +194,46 @@ class PolicyServer:
         if isinstance(frame, str):
             raise WireError("frame", got="text", expected="binary msgpack")
         request = session.ask(self._reader.read(decode(frame)), came)
-        reply = await self._computed(request, gone)
-        now = time.monotonic()
-        answer = session.quick(reply, now)
-        if answer is None:
-            answer = await asyncio.to_thread(session.answer, reply, now)
+        reply, answer = await self._chunk(request, session, gone)
         if not np.isfinite(answer.actions).all():
             raise RuntimeError("an action that is not finite came through the safety envelope")
         self._tally(reply, answer, time.monotonic() - came)
         return encode(_message(reply, answer, time.monotonic() - came))
+
+    async def _chunk(
+        self, request: ActRequest, session: Conversation, gone: asyncio.Future[None]
+    ) -> tuple[ActReply, Answered]:
+        """The policy's chunk within the limits; where there is none, one that makes the robot stand still."""
+        try:
+            self._may_act()
+            reply = await self._computed(request, gone)
+            self._may_act()
+        except Refused as error:
+            return self._held(session, error)
+        except (UserError, _Gone):
+            raise
+        except Exception:
+            LOG.exception("the policy failed")
+            return self._held(session, Failed(INTERNAL))
+        now = time.monotonic()
+        answer = session.quick(reply, now)
+        if answer is None:
+            answer = await asyncio.to_thread(session.answer, reply, now)
+        return reply, answer
+
+    def _may_act(self) -> None:
+        if self._swapper.held:
+            raise Withdrawn(f"every robot is held: {self._swapper.held}")
+
+    def _held(self, session: Conversation, why: Refused) -> tuple[ActReply, Answered]:
+        """A chunk like any other to the client, which asks again after it; in words where nobody knows what to hold."""
+        digest = self._swapper.digest
+        try:
+            answer = session.hold(why.kind, digest, time.monotonic())
+        except UserError as unknown:
+            raise why from unknown
+        self._count(why.kind)
+        return ActReply(answer.actions, digest, seconds=0.0, batch=0), answer
 
     async def _computed(self, request: ActRequest, gone: asyncio.Future[None]) -> ActReply:
         """The policy's reply, unless the client leaves before it."""
@@ -256,8 +285,9 @@ class PolicyServer:
         metrics.held += answer.held
         metrics.interventions.update(answer.interventions)
         metrics.latency.observe(seconds)
-        metrics.inference.observe(reply.seconds)
-        metrics.batch.observe(reply.batch)
+        if reply.batch:
+            metrics.inference.observe(reply.seconds)
+            metrics.batch.observe(reply.batch)
 
     def _note(self, error: ConnectionClosed) -> None:
         """Count a connection that websockets has closed because of what the client sent."""
@@ -275,7 +305,7 @@ class PolicyServer:
 
 
 async def run(server: PolicyServer, listening: Callable[[int], None] = lambda port: None) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP looks at the registry's pointer at once.
+    """Serve until SIGTERM or SIGINT; SIGHUP looks at the registry at once.
 
     Args:
         server: not yet listening.

@@ -153,6 +153,23 @@ class Session:
         longer."""
         return self._answered(reply, now, Envelope.quick)
 
+    def hold(self, kind: str, digest: str, now: float) -> Answer:
+        """What the client may be told where there is no reply of the policy: to stand still.
+
+        Args:
+            kind: why.
+            digest: bundle whose limits count.
+            now: server's monotonic clock, seconds.
+
+        Raises:
+            UserError, ValueError: as `answer`.
+        """
+        if self._asked is None:
+            raise ValueError("an answer without a question")
+        action = self._rules.envelope(digest, self._asked.reading.embodiment).body.action
+        nothing = np.full((action.horizon, action.channels), np.nan, np.float32)
+        return self.answer(ActReply(nothing, digest, seconds=0.0, batch=0, hold=kind), now)
+
     def _answered(self, reply: ActReply, now: float, limited: _Limited) -> Answer | None:
         if self._asked is None:
             raise ValueError("an answer without a question")
@@ -177,8 +194,8 @@ class Session:
             motion = Motion.resting(motion.place)
         late = asked.age + now - asked.came > envelope.stale_after
         finite = bool(np.isfinite(reply.actions).all())  # also in steps that alignment would drop
-        if asked.backwards or late or not finite:
-            kind = BACKWARDS if asked.backwards else STALE if late else NOT_FINITE
+        if reply.hold or asked.backwards or late or not finite:
+            kind = reply.hold or (BACKWARDS if asked.backwards else STALE if late else NOT_FINITE)
             return envelope.hold(motion, len(reply.actions) - ahead, kind)
         chunk = reply.actions
         if self._sent is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +14,16 @@ import torch
 
 from rl_finetune.config.serving import ServeConfig
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
+from rl_finetune.promotion.registry.bundle import Bundle, bundle_digest, open_bundle
 from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.serving.actor import Stage
+from rl_finetune.promotion.serving.registry_watch import RegistryWatch
 from rl_finetune.promotion.serving.server import PolicyServer, run
 from rl_finetune.promotion.serving.session import Session
 from rl_finetune.promotion.serving.shadow import Shadow
 from rl_finetune.promotion.serving.swap import Opener, StageSettings, load
-from rl_finetune.promotion.serving.swapping import Followed, said_by
+
+DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def serve(config: ServeConfig, listening: Callable[[int], None] = lambda port: None) -> None:
@@ -48,48 +52,64 @@ def assembled(config: ServeConfig) -> Iterator[PolicyServer]:
     settings = StageSettings(acting.image_size, acting.temperature, acting.device, acting.keep_previous)
     trusted = [Path(key) for key in config.trusted]
     opener = partial(open_bundle, trusted=trusted, require_signature=config.require_signature)
-    folder, followed = _chosen(config, trusted)
-    shadow = _shadow(config, settings, opener)
+    folder, watch = _chosen(config, trusted)
+    shadow = _shadow(config, settings, opener, watch)
     try:
-        stage = Stage(folder, settings, opener=_by_digest(opener) if followed else opener, shadow=shadow)
+        stage = Stage(folder, settings, opener=_by_digest(opener), shadow=shadow)
         sessions = partial(Session, rules=stage, seed=acting.seed)
-        yield PolicyServer(stage, sessions, config.serve, followed=followed, bundles=folder.resolve().parent)
+        yield PolicyServer(stage, sessions, config.serve, watch=watch)
     finally:
         if shadow is not None:
             shadow.close()
 
 
-def _chosen(config: ServeConfig, trusted: list[Path]) -> tuple[Path, Followed | None]:
-    """The folder to serve first, and the pointer to follow from there."""
-    if config.bundle is not None:
-        return Path(config.bundle), None
-    if not Path(config.registry).is_dir():  # opening it would make it
-        raise _nothing(f"no registry at {config.registry}")
+def _chosen(config: ServeConfig, trusted: list[Path]) -> tuple[Path, RegistryWatch]:
+    """The folder to serve first, and who says whether it may act: the registry that it lies in, else the settings'."""
     registry = Registry(Path(config.registry), trusted, config.require_signature)
-    pointer = registry.pointer("promoted")
-    seen = said_by(pointer)
-    return _promoted(registry), Followed(pointer, lambda: _promoted(registry), seen)
+    if config.bundle is None:
+        watch = RegistryWatch(registry)
+        promoted = watch.status().promoted
+        if promoted is None:
+            raise _nothing(f"a registry without a promoted bundle: {config.registry}")
+        _check_may_act(watch, promoted)
+        return watch.folder(promoted), watch
+    folder = Path(config.bundle)
+    around = folder.resolve().parent.parent
+    if (around / registry.ledger.path.name).is_file():
+        registry = replace(registry, folder=around)
+    digest = bundle_digest(folder)
+    watch = RegistryWatch(registry, named=digest)
+    _check_may_act(watch, digest)
+    return folder, watch
+
+
+def _check_may_act(watch: RegistryWatch, digest: str) -> None:
+    against = watch.objection(watch.status(), digest)
+    if against:
+        raise UserError(
+            f"bundle {digest[:12]} may not act", got=against, expected="one that nothing is known against",
+            do="serve another one; `rl-finetune promote status` says where each stands",
+        )  # fmt: skip
 
 
 def _by_digest(opener: Callable[..., Bundle]) -> Opener:
-    """Of a registry, whose bundles lie under their digests: what is loaded is what was promoted."""
-    return lambda folder: opener(folder, digest=folder.name)
+    """Bundles of a registry lie under their digests: what is loaded is what the ledger speaks of."""
+    return lambda folder: opener(folder, digest=folder.name if DIGEST.fullmatch(folder.name) else None)
 
 
-def _promoted(registry: Registry) -> Path:
-    bundle = registry.promoted()
-    if bundle is None:
-        raise _nothing(f"a registry without a promoted bundle: {registry.folder}")
-    return bundle.folder
-
-
-def _shadow(config: ServeConfig, settings: StageSettings, opener: Opener) -> Shadow | None:
+def _shadow(config: ServeConfig, settings: StageSettings, opener: Opener, watch: RegistryWatch) -> Shadow | None:
     if config.shadow.bundle is None:
         return None
+    folder = Path(config.shadow.bundle)
+    standing = watch.status().standing(bundle_digest(folder))
+    if standing is not None and (standing.rejected or standing.stage == "retired"):
+        raise UserError(
+            "shadow is retired or rejected", got=f"{folder}, {standing.digest[:12]}", expected="a candidate",
+            do="name another one, or none",
+        )  # fmt: skip
     log = Path(config.shadow.log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    candidate = load(Path(config.shadow.bundle), settings, opener)
-    return Shadow(candidate, log)
+    return Shadow(load(folder, settings, opener), log)
 
 
 def _nothing(got: str) -> UserError:

@@ -5,8 +5,8 @@
     folder/sealed.json         the letters, readable by the owner of the process alone, bound by the plan's commitment
     folder/decision.json       the decision as the registry takes it (`Grounds`), once there is one
 
-Everything is read from the ledger again at each call, under one lock: operator, server and a second terminal may each
-have their own `Book`, and who is killed goes on where the ledger ends.
+Everything is read from the ledger again at each call, and written under one lock: operator, server and a second
+terminal may each have their own `Book`, and who is killed goes on where the ledger ends.
 """
 
 from __future__ import annotations
@@ -89,8 +89,10 @@ class Book:
             UserError: there are none, or a byte of the ledger is not what was written.
         """
         book = cls(Path(folder))
-        with book._locked():
-            book._restore(book._history())
+        history = book._history()
+        if history.decision is not None and not book._decision.exists():  # who decided was killed before it was written
+            with book._locked():
+                book._restore(history)
         return book
 
     def plan(self) -> Plan:
@@ -228,6 +230,10 @@ class Book:
     def _ledger(self) -> Ledger:
         return Ledger(self.folder / "trials.jsonl")
 
+    @property
+    def _decision(self) -> Path:
+        return self.folder / "decision.json"
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         if not self.folder.is_dir():
@@ -265,9 +271,8 @@ class Book:
 
     def _restore(self, history: History) -> None:
         """The ledger is the truth; the file beside it is for others to read."""
-        file = self.folder / "decision.json"
-        if history.decision is not None and not file.exists():
-            replace_file(file, canonical(history.decision) + b"\n")
+        if history.decision is not None and not self._decision.exists():
+            replace_file(self._decision, canonical(history.decision) + b"\n")
 
 
 def begin(folder: Path, candidate: PolicyName, incumbent: PolicyName, settings: TrialsSection) -> Book:
