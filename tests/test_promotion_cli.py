@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from builders import tiny_policy
 from jobs import PATIENCE, ROOT, environment
 from websockets.sync.client import connect
 
-from benchmarks.serving import until
+from benchmarks.serving import listening, until
 from rl_finetune.cli import main, promote_texts
 from rl_finetune.cli.parsing import parse
 from rl_finetune.cli.promote import completed
@@ -32,10 +32,15 @@ from rl_finetune.config.serving import ServeConfig
 from rl_finetune.promotion.commands.filming import chosen, worst_first
 from rl_finetune.promotion.commands.shelf import words
 from rl_finetune.promotion.commands.trials_view import points, stops
-from rl_finetune.promotion.records import WorldRecord
+from rl_finetune.promotion.records import PolicyName, WorldRecord
+from rl_finetune.promotion.registry.bundle import make_bundle
+from rl_finetune.promotion.registry.contents import Acted, Provenance
+from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.ledger import Entry
+from rl_finetune.promotion.serving.start import assembled
 from rl_finetune.promotion.serving.wire import decode, encode
 from rl_finetune.promotion.trials.sequential import Tally, design
+from tests.serving import page
 
 OPEN_GATES = {
     "plan": {"episodes": 4, "suite_episodes": 2}, "tasks": {"margin": 100}, "suites": {"required": []},
@@ -147,9 +152,10 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
 ) -> None:
     first = _judged(place, run)
     assert "served with another temperature: got 0.3; expected 0.6" in refused(run("temperature=0.3"))
-    _tried(place, run)
     for stage in ("shadow", "canary"):
+        assert "may not meet a robot" in refused(run("trials", "begin"))
         assert stage in done(run("advance", first[:8], stage, "--by", "ana"))
+    _tried(place, run)
     assert "without a decision" in refused(run("advance", first[:8], "promoted"))
     done(run("advance", first[:8], "promoted", "--grounds", str(place / "first/trials/decision.json")))
     page = (place / "first/report.html").read_text()
@@ -163,17 +169,20 @@ def test_candidates_go_from_the_gates_to_a_robot_and_back(
     assert "served with another temperature" in refused(run("judge", "temperature=0.3", config="next"))  # who acts
     done(run("judge", config="next"))
     second = digest_in(place / "second")
+    for stage in ("shadow", "canary"):
+        done(run("advance", second, stage))
     done(run("trials", "begin", config="next"))
     monkeypatch.setenv("RL_FINETUNE_ADMIN_KEY", OPERATOR)
     with served(f"registry={place}/registry") as (_, url):
         _blinded(place, run, url, {"success": second, "failure": first})
         assert done(run("trials", "decide", "--early", config="next"), 3).startswith("hold: ended before")
-        for stage, more in (("shadow", ()), ("canary", ()), ("promoted", ("--waiver", "no robot is left"))):
-            done(run("advance", second, stage, *more))
+        done(run("advance", second, "promoted", "--waiver", "no robot is left"))
         assert until(lambda: acting(url) == second)
         assert done(run("rollback", "--by", "ana", "--note", "drops things")).startswith(first[:12])
         assert until(lambda: acting(url) == first)
         assert asked(url)["bundle"] == first
+    served_by = [line for line in done(run("history")).splitlines() if line.endswith("let act on a server")]
+    assert len(served_by) == 2 and all("  joris  " in line for line in served_by)
     told = done(run("status"))
     assert f"acts    {first[:12]}" in told and "before  nobody" in told
     assert done(run("history", "--bundle", second)).splitlines()[-1].endswith("drops things)")
@@ -219,10 +228,54 @@ def _tried(place: Path, run: Run) -> None:
 def _blinded(place: Path, run: Run, url: str, who: dict[str, str]) -> None:
     """The server acts with whoever is behind the letter; nothing that is printed says who."""
     for trial in (1, 2):
-        out = done(run("trials", "next", "--server", url, config="next"))
+        out = done(run("trials", "next", "--server", url, "--by", "joris", config="next"))
         assert acting(url) == who[better(place / "second", trial)]
         assert not any(name in out for name in ("newer", *(digest[:6] for digest in who.values())))
         done(run("record", str(trial), "AB"[trial - 1], "failure", config="next"))
+
+
+def test_the_commands_of_the_readme_work_in_their_order(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Word for word but for the digest and the port. What training and judging leave behind is written by hand."""
+    section = (ROOT / "README.md").read_text().split("\n## Promotion\n")[1].split("\n## ")[0]
+    lines = [line for line in section.split("```")[1].splitlines() if line]
+    said = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert [words[0] for words in said[:2]] == ["train", "promote"] and "=" in said[1][1]
+    monkeypatch.chdir(tmp_path)
+    digest = _passed_simulation(place / "new")
+    with ExitStack() as server:
+        for words_ in said[2:]:
+            words_ = [digest[:8] if word == "DIGEST" else word for word in words_]
+            if words_[0] == "serve":
+                config = load(ServeConfig, "serve", [*words_[1:], "serve.network.port=0", "serve.follow=0.05"])
+                port, _ = server.enter_context(listening(server.enter_context(assembled(config))))
+                assert acting(f"ws://127.0.0.1:{port}") == digest
+            else:
+                capsys.readouterr()
+                assert main(words_) == 0, (words_, capsys.readouterr())
+        assert said[-1][:2] == ["promote", "retire"]
+        assert until(lambda: not healthy(port))
+
+
+def healthy(port: int) -> bool:
+    try:
+        return page(port, "/healthz") == "OK\n"
+    except urllib.error.HTTPError as error:
+        assert error.code == 503
+        return False
+
+
+def _passed_simulation(policy: Path) -> str:
+    """A bundle of the policy in the working directory's registry, with a verdict that speaks for it; its digest."""
+    bundle = make_bundle(
+        policy, Path("runs/promote/bundle"), name="new", provenance=Provenance("x"), acted=Acted(64, 0.6)
+    )
+    verdict = Path("runs/promote/verdict.json")
+    Grounds("verdict", bundle.called, PolicyName("old", "0" * 64), "promote", "by hand").save(verdict)
+    assert main(["promote", "submit", "runs/promote/bundle"]) == 0
+    assert main(["promote", "advance", bundle.digest, "simulation-passed", "--grounds", str(verdict)]) == 0
+    return bundle.digest
 
 
 def test_hold_and_reject_are_recorded_and_a_rejection_stays(place: Path, run: Run, tmp_path: Path) -> None:
@@ -350,11 +403,16 @@ def test_the_ledger_in_words() -> None:
 
 def test_a_key_pair_signs_what_is_taken_in(place: Path, run: Run, tmp_path: Path) -> None:
     pytest.importorskip("cryptography")
-    done(run("keys", f"{tmp_path}/ana"))
-    done(run("bundle", f"folder={tmp_path}/run", f"bundle.sign_with={tmp_path}/ana"))
-    strict = (f"trusted=[{tmp_path}/ana.pub]", "require_signature=true", f"registry={tmp_path}/registry")
+    keys = tmp_path / "new" / "keys"
+    done(run("keys", f"{keys}/ana"))
+    assert [keys.stat().st_mode & 0o777, (keys / "ana").stat().st_mode & 0o777] == [0o700, 0o600]
+    done(run("bundle", f"folder={tmp_path}/run", f"bundle.sign_with={keys}/ana"))
+    strict = (f"trusted=[{keys}/ana.pub]", "require_signature=true", f"registry={tmp_path}/registry")
     assert "signed by" in done(run("verify", "--bundle", f"{tmp_path}/run/bundle", *strict))
     done(run("submit", f"{tmp_path}/run/bundle", *strict))
     done(run("bundle", f"folder={tmp_path}/plain"))
     assert "not signed" in refused(run("submit", f"{tmp_path}/plain/bundle", *strict))
-    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "bo.pub").touch()
+    for taken in (f"{tmp_path}/bo", f"{keys}/ana", f"{tmp_path}/bo.pub/bo"):
+        assert "key cannot be written" in refused(run("keys", taken))
+    assert not (tmp_path / "bo").exists()

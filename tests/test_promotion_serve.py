@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bundles import grounds, promoted, submitted
 
 from benchmarks.serving import PATIENCE, Robot, listening, until
 from rl_finetune.config import load
@@ -25,6 +26,7 @@ from rl_finetune.policy import backbone
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
+from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.serving.start import _by_digest, assembled
 from tests.builders import episode_keys, observations, tiny_policy
 from tests.tolerance import assert_rounded_alike
@@ -101,6 +103,37 @@ def test_nothing_to_serve_is_said_before_anything_listens(tmp_path):
         with pytest.raises(UserError), assembled(config):
             pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("device", ["foo", "", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_loaded(tmp_path, device):
+    config = ServeConfig(bundle=str(tmp_path / "none"), acting=ActingSection(device=device))
+    says = rf"no such device here: got acting.device={device}: .+; expected cpu"
+    with pytest.raises(UserError, match=says), assembled(config):
+        pass
+
+
+def test_who_is_retired_or_rejected_is_not_served_whatever_way_it_is_named(tmp_path):
+    registry = Registry(tmp_path / "registry")
+    retired, rejected = promoted(registry, "a"), promoted(registry, "b")
+    registry.record(grounds(tmp_path, "decision", rejected, outcome="reject"), by="ada")
+    ours, kept = str(registry.folder), registry.bundle_folder
+
+    def refused(**settings: object) -> str:
+        with pytest.raises(UserError) as caught, assembled(ServeConfig(**settings)):
+            pass
+        return str(caught.value)
+
+    assert "may not act: got a rejection on record" in refused(registry=ours)
+    assert "may not act: got a rejection on record" in refused(bundle=str(kept(rejected.digest)))
+    assert "may not act: got retired since" in refused(bundle=str(kept(retired.digest)))
+    assert "may not act: got retired since" in refused(bundle=str(tmp_path / "a"), registry=ours)  # a copy elsewhere
+    waiting = str(submitted(registry, "c").folder)
+    shadow = ShadowSection(bundle=str(kept(retired.digest)), log=str(tmp_path / "logs" / "shadow.jsonl"))
+    assert "shadow is retired or rejected" in refused(bundle=waiting, registry=ours, shadow=shadow)
+    registry.retire(rejected.digest, by="ada")
+    assert "nothing to serve" in refused(registry=ours)
+    assert not (tmp_path / "logs").exists()
 
 
 def test_the_shipped_settings_are_the_defaults():

@@ -137,7 +137,8 @@ examples:
 {DONE}"""
 
 RETIRE = f"""\
-Take a bundle out of service for good: no rollback leads to it any more.
+Take a bundle out of service for good: no rollback leads to it any more, and a server on which it acts holds every
+robot until another one is promoted.
 
 examples:
   rl-finetune promote retire 3f2a9c --note 'trained on wrong labels'
@@ -168,8 +169,8 @@ examples:
 {DONE}"""
 
 BEGIN = f"""\
-Plan the trials of the candidate in `folder`, which must have passed simulation, against whoever is promoted (before
-anybody is: against the incumbent of its verdict). Prints the commitment to the letters: keep it elsewhere.
+Plan the trials of the candidate in `folder`, which must be in canary, against whoever is promoted (before anybody is:
+against the incumbent of its verdict). Prints the commitment to the letters: keep it elsewhere.
 
 examples:
   rl-finetune promote trials begin 'trials.tasks=[{{name: carrot, conditions: [left, right]}}, {{name: spoon}}]'
@@ -178,8 +179,9 @@ examples:
 {DONE}"""
 
 NEXT = f"""\
-The trial to play now. With --server the policy behind its letter acts there from now on, and is not named: the
-server must have been given an operator's key (RL_FINETUNE_ADMIN_KEY, here as well) and serve from the registry.
+The trial to play now. With --server the policy behind its letter acts there from now on, and is not named here: the
+server must have been given an operator's key (RL_FINETUNE_ADMIN_KEY, here as well) and serve from the registry, whose
+ledger keeps who acts.
 
 examples:
   rl-finetune promote trials next

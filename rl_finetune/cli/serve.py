@@ -14,10 +14,11 @@ Serve a policy to robots over websockets, as openpi's clients speak. No action l
 limits.
 
 Without BUNDLE it serves what the registry has promoted, and follows it: promoting another bundle, or rolling back,
-swaps who acts without losing a connection. Only this machine can connect unless an API key is set.
+swaps who acts without losing a connection. Robots are held while a bundle acts that is retired or rejected, or the
+registry cannot be read. Only this machine can connect unless an API key is set.
 
   /         websocket: one observation in, one chunk of actions out (msgpack, numpy arrays, never pickle)
-  /healthz  OK while it serves           /metrics  counts and times for Prometheus
+  /healthz  OK while it serves, 503 while robots are held        /metrics  counts and times for Prometheus
   SIGTERM   finish what is under way     SIGHUP    look at the registry at once
 
 examples:

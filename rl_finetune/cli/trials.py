@@ -6,7 +6,7 @@ import argparse
 
 from rl_finetune.cli import promote_texts as texts
 from rl_finetune.cli.actions import by_whom, first, saved_config, who
-from rl_finetune.cli.parser import Commands, add
+from rl_finetune.cli.parser import Commands, Parser, add
 
 
 def add_trials(actions: Commands) -> None:
@@ -16,6 +16,7 @@ def add_trials(actions: Commands) -> None:
     following.add_argument(
         "--server", metavar="URL", help="let the trial's policy act there, for example ws://127.0.0.1:8000"
     )
+    _named(following)
     sheet = add(actions, "sheet", "all trials, to print or to fill in", texts.SHEET, _sheet)
     sheet.add_argument("--form", default="markdown", help="markdown or csv")
     add_record(actions)
@@ -23,11 +24,15 @@ def add_trials(actions: Commands) -> None:
         actions, "correct", "overrule a result", texts.CORRECT, _correct, "entry", "outcome", numbers=("entry",)
     )
     correct.add_argument("--reason", required=True, metavar="WHY", help="what was wrong")
-    correct.add_argument("--by", default=None, metavar="NAME", help="who says so; default: your login")
+    _named(correct)
     add(actions, "results", "every attempt, with the number of its entry", texts.RESULTS, _results)
     add(actions, "status", "how far the trials are", texts.TRIALS_STATUS, _trials_status)
     decide = who(add(actions, "decide", "open the letters and say what follows", texts.DECIDE, _decide))
     decide.add_argument("--early", action="store_true", help="although the evidence does not suffice: hold")
+
+
+def _named(parser: Parser) -> None:
+    parser.add_argument("--by", default=None, metavar="NAME", help="who says so; default: your login")
 
 
 def add_record(actions: Commands) -> None:
@@ -50,10 +55,10 @@ def _begin(arguments: argparse.Namespace) -> int:
 
 
 def _next(arguments: argparse.Namespace) -> int:
-    config = saved_config(arguments)
+    config, by = saved_config(arguments), by_whom(arguments)
     from rl_finetune.promotion.commands import testing
 
-    return testing.following(config, arguments.server)
+    return testing.following(config, arguments.server, by)
 
 
 def _sheet(arguments: argparse.Namespace) -> int:

@@ -70,7 +70,8 @@ class ServeSection(Section):
     reading: ReadingSection = ReadingSection()
     """What they may say."""
     follow: float = Field(1.0, gt=0)
-    """Seconds between looks at the registry's pointer, whose bundle is served as soon as it changes."""
+    """Seconds between looks at the registry: a bundle that is promoted takes over, and one that is retired or rejected
+    drives nobody any more."""
 
 
 class ActingSection(Section):

@@ -14,11 +14,10 @@ from rl_finetune.promotion.commands import CODES, TRIALS, VERDICT, shelf, short
 from rl_finetune.promotion.records import PolicyName
 from rl_finetune.promotion.registry.durable import Json
 from rl_finetune.promotion.registry.grounds import Grounds
+from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.trials import Book, Correction, Result, Trial, TrialsStatus
 from rl_finetune.promotion.trials import begin as plan
 
-READY = ("simulation-passed", "shadow", "canary")
-"""Stages in which a bundle may be tried on a robot."""
 DECISION = "decision.json"
 PATIENCE = 600.0
 """Seconds that a server may take to load a bundle."""
@@ -28,17 +27,12 @@ def begin(config: PromoteConfig) -> int:
     """Plan the trials of the candidate in `config.folder`.
 
     Raises:
-        UserError: it has not passed simulation, or there is nothing to play.
+        UserError: it is not in canary, or there is nothing to play.
     """
     verdict = Path(config.folder) / VERDICT
     grounds = Grounds.load(verdict)
     registry = shelf.existing(config)
-    standing = {each.digest: each for each in registry.status().bundles}.get(grounds.candidate.digest)
-    if standing is None or standing.stage not in READY:
-        raise UserError(
-            "the candidate may not meet a robot", got="not in the registry" if standing is None else standing.stage,
-            expected=" | ".join(READY), do="bring it through simulation first: rl-finetune promote",
-        )  # fmt: skip
+    _check_canary(registry, grounds.candidate)
     promoted = registry.promoted()
     incumbent = grounds.incumbent if promoted is None else promoted.called
     if not config.trials.tasks:
@@ -54,15 +48,20 @@ def begin(config: PromoteConfig) -> int:
     return 0
 
 
-def following(config: PromoteConfig, server: str | None) -> int:
-    """Print the trial to play now; let its policy act on a server."""
+def following(config: PromoteConfig, server: str | None, by: str) -> int:
+    """Print the trial to play now; let its policy act on a server.
+
+    Raises:
+        UserError: the candidate is not in canary any more, or the server does not let the policy act.
+    """
     book = Book.open(_folder(config))
     trial = book.next()
     if trial is None:
         print(book.status())
         return 0
+    _check_canary(shelf.existing(config), book.plan().candidate)
     if server is not None:
-        _act(server, config, book.bundle_for(trial.number))
+        _act(server, config, book.bundle_for(trial.number), by)
     print(_spoken(trial))
     return 0
 
@@ -144,7 +143,18 @@ def _open(grounds: Grounds) -> None:
         print(f"  were every abort a failure: {grounds.detail['if_aborts_failed']}")
 
 
-def _act(server: str, config: PromoteConfig, policy: PolicyName) -> None:
+def _check_canary(registry: Registry, candidate: PolicyName) -> None:
+    """Only a canary meets a robot."""
+    standing = registry.status().standing(candidate.digest)
+    if standing is None or standing.stage != "canary" or standing.rejected:
+        got = "not in the registry" if standing is None else "rejected" if standing.rejected else standing.stage
+        raise UserError(
+            "the candidate may not meet a robot", got=got, expected="canary",
+            do=f"bring it there first: rl-finetune promote advance {short(candidate.digest)} STAGE",
+        )  # fmt: skip
+
+
+def _act(server: str, config: PromoteConfig, policy: PolicyName, by: str) -> None:
     """Let a policy act on a server. Nothing that is printed says which, errors included."""
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
@@ -152,7 +162,7 @@ def _act(server: str, config: PromoteConfig, policy: PolicyName) -> None:
     variable = NetworkSection().admin_key_env
     key = os.environ.get(variable, "")
     headers = {"Authorization": f"Api-Key {key}"}
-    order = json.dumps({"do": "swap", "bundle": policy.digest})
+    order = json.dumps({"do": "swap", "bundle": policy.digest, "by": by})
     try:
         with connect(f"{server.rstrip('/')}/admin", additional_headers=headers) as socket:
             socket.send(order)
@@ -165,8 +175,8 @@ def _act(server: str, config: PromoteConfig, policy: PolicyName) -> None:
     if not reply.get("ok"):
         raise UserError(
             "the server does not let the trial's policy act", got=f"refused by {server}",
-            expected=f"a server of the registry {config.registry} that holds both bundles",
-            do="submit the missing bundle (rl-finetune promote submit); the server's log says more",
+            expected=f"a server of the registry {config.registry} that holds both bundles, promoted and in canary",
+            do="submit the missing bundle (rl-finetune promote submit); rl-finetune promote status says more",
         )  # fmt: skip
 
 

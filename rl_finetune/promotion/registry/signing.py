@@ -22,10 +22,11 @@ BYTES = 64
 
 
 def make_keys(private: Path) -> Path:
-    """Draw a key pair: the private key into `private`, the public one beside it as `<name>.pub`, which is returned.
+    """Draw a key pair: the private key into `private`, the public one beside it as `<name>.pub`, which is returned. A
+    folder that is missing is made, for its owner's eyes only.
 
     Raises:
-        UserError: one of the files exists.
+        UserError: one of the files exists, or cannot be written; then there is neither.
     """
     serialization, key = _serialization(), _ed25519().Ed25519PrivateKey.generate()
     public = private.with_name(private.name + ".pub")
@@ -33,14 +34,15 @@ def make_keys(private: Path) -> Path:
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     shown = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    for path in (private, public):
+        if os.path.lexists(path):
+            raise _not_written(path, "exists")
     for path, data, mode in ((private, secret, 0o600), (public, shown, 0o644)):
         try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         except OSError as error:
-            raise UserError(
-                "key cannot be written", got=f"{path}: {error.strerror}", expected="a new file",
-                do="choose another name: a key that was used is never overwritten",
-            ) from error  # fmt: skip
+            raise _not_written(path, str(error.strerror)) from error
         with os.fdopen(handle, "wb") as file:
             file.write(data)
     return public
@@ -123,6 +125,13 @@ def _public(path: Path) -> Any:
 def _no_key(path: Path, got: str, expected: str) -> UserError:
     reason = " ".join(got.split())[:200]
     return UserError("key cannot be used", got=f"{path}: {reason}", expected=expected, do="name another file")
+
+
+def _not_written(path: Path, got: str) -> UserError:
+    return UserError(
+        "key cannot be written", got=f"{path}: {got}", expected="a new file in a folder that can be written to",
+        do="choose another name: a key that was used is never overwritten",
+    )  # fmt: skip
 
 
 def _name(key: Any) -> str:

@@ -49,6 +49,7 @@ def assembled(config: ServeConfig) -> Iterator[PolicyServer]:
     """
     torch.set_num_threads(config.acting.threads)
     acting = config.acting
+    _check_device(acting.device)
     settings = StageSettings(acting.image_size, acting.temperature, acting.device, acting.keep_previous)
     trusted = [Path(key) for key in config.trusted]
     opener = partial(open_bundle, trusted=trusted, require_signature=config.require_signature)
@@ -61,6 +62,22 @@ def assembled(config: ServeConfig) -> Iterator[PolicyServer]:
     finally:
         if shadow is not None:
             shadow.close()
+
+
+def _check_device(name: str) -> None:
+    """Before anything is loaded: whether numbers can be put there, and come back.
+
+    Raises:
+        UserError: they cannot.
+    """
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:  # torch's ways of saying it, an unknown name included
+        there = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        raise UserError(
+            "no such device here", got=f"acting.device={name}: {str(error).splitlines()[0][:150]}",
+            expected=" | ".join(there), do="set acting.device",
+        ) from error  # fmt: skip
 
 
 def _chosen(config: ServeConfig, trusted: list[Path]) -> tuple[Path, RegistryWatch]:
