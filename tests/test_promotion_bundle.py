@@ -17,6 +17,7 @@ from builders import QUANTILES, episode_keys, observations, tiny_policy
 from bundles import BODY, HIGH, LOW, paper_bundle, sealed
 
 from rl_finetune.config.schema import LoraSection
+from rl_finetune.durable import sha256
 from rl_finetune.errors import UserError
 from rl_finetune.policy.adapters import add_adapters, guide, save_adapters
 from rl_finetune.promotion.records import Limits
@@ -24,7 +25,6 @@ from rl_finetune.promotion.registry import bundle as bundles
 from rl_finetune.promotion.registry import signing
 from rl_finetune.promotion.registry.bundle import Bundle, make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Contents, Provenance
-from rl_finetune.promotion.registry.durable import sha256
 from rl_finetune.promotion.registry.limits import check_limits, default_limits, gripper_channels
 from rl_finetune.promotion.registry.manifest import MANIFEST, SIGNATURE, Manifest
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from rl_finetune.durable import replace_file
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import replace_file
 from rl_finetune.promotion.registry.ledger import GENESIS, Head, Ledger
 
 TIME = "2026-01-02T03:04:05.000+00:00"

@@ -12,6 +12,7 @@ from pathlib import Path
 from rl_finetune.config.loader import dump
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.schema import PolicySection
+from rl_finetune.durable import Json, held, replace_file
 from rl_finetune.errors import UserError
 from rl_finetune.promotion import judge as ask
 from rl_finetune.promotion.commands import CODES, CONFIG, EVIDENCE, REPORT, VERDICT, page, sealing, shelf, short
@@ -21,7 +22,6 @@ from rl_finetune.promotion.evidence.gather import bodies_of, gather
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Evidence, Outcome, Verdict
 from rl_finetune.promotion.registry.bundle import Bundle
-from rl_finetune.promotion.registry.durable import Json, held, replace_file
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.registry import Registry
 

@@ -10,13 +10,13 @@ from typing import Any, cast
 
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.schema import PolicySection
+from rl_finetune.durable import canonical, sha256
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.commands import CONFIG, EVIDENCE, REPORT, TRIALS, VERDICT, filming, shelf
 from rl_finetune.promotion.commands.trials_view import view
 from rl_finetune.promotion.evidence import Progress, Spoken, read_evidence
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Check, Evidence, PolicyName, Verdict
-from rl_finetune.promotion.registry.durable import canonical, sha256
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.report import CandidateReport, EpisodeClips, HistoryEntry, TrialsView, write_report
 from rl_finetune.promotion.trials import Book

@@ -10,6 +10,7 @@ import envs
 from rl_finetune.config import files
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.schema import PolicySection
+from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAConfig
 from rl_finetune.policy.hub import local_folder
@@ -20,7 +21,6 @@ from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import Bundle, make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
-from rl_finetune.promotion.registry.durable import Json
 
 SOURCE = "source"
 """Setting in a bundle's provenance: digest of the weights that it was made of."""

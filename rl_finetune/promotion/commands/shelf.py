@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import cast, get_args
 
 from rl_finetune.config.promotion import PromoteConfig
+from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.commands import short
 from rl_finetune.promotion.registry import signing
 from rl_finetune.promotion.registry.bundle import open_bundle
-from rl_finetune.promotion.registry.durable import Json
 from rl_finetune.promotion.registry.ledger import Entry
 from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.registry.stages import NEXT, Stage

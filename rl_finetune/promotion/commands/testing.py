@@ -9,10 +9,10 @@ from typing import cast
 
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.serving import NetworkSection
+from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.commands import CODES, TRIALS, VERDICT, shelf, short
 from rl_finetune.promotion.records import PolicyName
-from rl_finetune.promotion.registry.durable import Json
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.registry import Registry
 from rl_finetune.promotion.trials import Book, Correction, Result, Trial, TrialsStatus

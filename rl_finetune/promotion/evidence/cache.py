@@ -24,10 +24,10 @@ import envs
 import rl_finetune
 from actors.evaluator import EpisodeResults
 from actors.watching import MotionLog
+from rl_finetune.durable import canonical, parsed, replace_file, sha256
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.evidence.codec import record_from
 from rl_finetune.promotion.records import Limits
-from rl_finetune.promotion.registry.durable import canonical, parsed, replace_file, sha256
 from rl_finetune.types import Failure
 
 ENVELOPE = ("envelope", "limiter", "frames", "workspace")

@@ -8,9 +8,9 @@ from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from rl_finetune.durable import canonical, parsed, replace_file, sha256
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Evidence
-from rl_finetune.promotion.registry.durable import canonical, parsed, replace_file, sha256
 
 Record = TypeVar("Record")
 SCHEMA = 1

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rl_finetune.config.schema import PolicySection
+from rl_finetune.durable import canonical, sha256
 from rl_finetune.policy import QwenVLAPolicy
 from rl_finetune.policy.adapters import guide, load_adapters
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.promotion.records import Limits, PolicyName
 from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
-from rl_finetune.promotion.registry.durable import canonical, sha256
 from rl_finetune.promotion.registry.manifest import ADAPTER, POLICY, RECORD
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl_finetune.durable import sha256, sync_folder
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits, PolicyName
 from rl_finetune.promotion.registry import signing
 from rl_finetune.promotion.registry.contents import TASK, Acted, BundledBody, Contents, Provenance, chosen_limits
-from rl_finetune.promotion.registry.durable import sha256, sync_folder
 from rl_finetune.promotion.registry.filling import bodies_of, put_evaluations, put_weights, sync_tree
 from rl_finetune.promotion.registry.manifest import (
     ADAPTER,

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import rl_finetune
+from rl_finetune.durable import Json, parsed
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits
-from rl_finetune.promotion.registry.durable import Json, parsed
 from rl_finetune.promotion.registry.limits import check_limits, limits_from
 from rl_finetune.promotion.registry.manifest import ADAPTER, POLICY, RECORD, damaged, read_small
 from rl_finetune.spec import ActionConvention, EmbodimentSpec

@@ -7,9 +7,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from rl_finetune.durable import sha256, sync_folder
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.registry.contents import TASK, BundledBody, Weights
-from rl_finetune.promotion.registry.durable import sha256, sync_folder
 from rl_finetune.promotion.registry.manifest import ADAPTER, EVALUATIONS, POLICY, check_path
 
 PROSE = ("README.md", ".gitattributes", ".gitignore", "LICENSE")

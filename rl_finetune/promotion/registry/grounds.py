@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from rl_finetune.durable import Json, canonical, parsed, replace_file, sha256
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Outcome, PolicyName, Verdict
-from rl_finetune.promotion.registry.durable import Json, canonical, parsed, replace_file, sha256
 from rl_finetune.promotion.registry.manifest import read_small
 
 Kind = Literal["verdict", "decision"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from rl_finetune.durable import Step, sha256, sync_folder
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import Step, sha256, sync_folder
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.manifest import read_small
 from rl_finetune.promotion.registry.stages import State

@@ -22,8 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
+from rl_finetune.durable import Json, Step, canonical, held, nothing, parsed, replace_file, sha256
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import Json, Step, canonical, held, nothing, parsed, replace_file, sha256
 
 GENESIS = "0" * 64
 """`previous` of the first entry."""

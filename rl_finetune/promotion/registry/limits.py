@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits
-from rl_finetune.promotion.registry.durable import Json
 from rl_finetune.promotion.serving.frames import framed
 from rl_finetune.spec import EmbodimentSpec
 

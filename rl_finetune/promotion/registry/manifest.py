@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import cast
 
+from rl_finetune.durable import Json, parsed, sha256
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import Json, parsed, sha256
 
 MANIFEST, SIGNATURE, RECORD = "manifest.json", "manifest.sig", "bundle.json"
 POLICY, ADAPTER, EVALUATIONS = "policy", "adapter", "evaluations"

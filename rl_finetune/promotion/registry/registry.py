@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rl_finetune.durable import PATIENCE, Json, Step, held, nothing
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
-from rl_finetune.promotion.registry.durable import PATIENCE, Json, Step, held, nothing
 from rl_finetune.promotion.registry.filling import copy_bundle
 from rl_finetune.promotion.registry.grounds import Grounds
 from rl_finetune.promotion.registry.keeping import check_kept, check_only, names_in, place, settle

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from rl_finetune.durable import canonical, replace_file
 from rl_finetune.metrics.wandb_sink import Mode, WandbSink
-from rl_finetune.promotion.registry.durable import canonical, replace_file
 from rl_finetune.promotion.registry.registry import Registry, Status
 
 DONE = "mirrored.json"

@@ -22,9 +22,9 @@ from typing import cast
 from pydantic import TypeAdapter
 
 from rl_finetune.config.trials import TrialsSection
+from rl_finetune.durable import Json, canonical, held, parsed, replace_file
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import PolicyName
-from rl_finetune.promotion.registry.durable import Json, canonical, held, parsed, replace_file
 from rl_finetune.promotion.registry.ledger import Ledger
 from rl_finetune.promotion.trials import characteristics, decision, plan, sheet
 from rl_finetune.promotion.trials.decision import Decision

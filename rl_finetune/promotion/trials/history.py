@@ -9,8 +9,8 @@ from typing import Literal, get_args
 
 from pydantic import TypeAdapter
 
+from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
-from rl_finetune.promotion.registry.durable import Json
 from rl_finetune.promotion.registry.ledger import Entry
 from rl_finetune.promotion.trials.plan import LETTERS, Letter, Letters, Plan, Trial
 

@@ -19,10 +19,10 @@ from typing import Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from rl_finetune.config.trials import TrialsSection
+from rl_finetune.durable import canonical, sync_folder
 from rl_finetune.errors import UserError
 from rl_finetune.keys import Stream, generator
 from rl_finetune.promotion.records import PolicyName
-from rl_finetune.promotion.registry.durable import canonical, sync_folder
 from rl_finetune.promotion.trials.sequential import Design
 
 Letter = Literal["A", "B"]
