@@ -144,7 +144,7 @@ def _actions(row: Row, num_envs: int) -> Iterator[ActionChunk]:
         shape = (num_envs, convention.horizon, convention.channels)
         held = np.zeros(shape)
         if convention.control == "joint" and seen.privileged is not None:
-            held = np.repeat(env.expert(seen.privileged)[:, :1], convention.horizon, 1)
+            held = np.repeat(env.expert(seen)[:, :1], convention.horizon, 1)
     while True:
         actions = held + SCALE[convention.control] * rng.standard_normal(shape)
         yield ActionChunk(actions.astype(np.float32), np.ones(shape, bool))

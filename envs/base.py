@@ -18,12 +18,15 @@ from rl_finetune.types import ActionChunk, BoolArray, ChunkOutcome, FloatArray, 
 
 @dataclass(frozen=True, slots=True)
 class Disturbance:
-    """What an expert is made to do wrong, so that demonstrations show how to recover."""
+    """What an expert is made to do wrong, so that demonstrations show how to recover. An expert of which nobody knows
+    what it aims at takes `shift`, the others the rest."""
 
     offset: NDArray[np.float64]
     """[N, 3] metres by which the point that it aims at is moved."""
     pace: NDArray[np.float64]
     """[N] share of its speed, up to 1."""
+    shift: NDArray[np.float64]
+    """[N, c] what is added to all actions of the chunk, in their units."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +86,17 @@ class VectorEnv(ABC):
     def close(self) -> None:
         """Release renderer and processes. Calling it twice does no harm."""
 
-    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> NDArray[np.float64]:
-        """A scripted expert's chunk [N, H, c] in the convention's units, from privileged state [N, S] alone.
+    def expert(self, seen: Observation, disturbed: Disturbance | None = None) -> NDArray[np.float64]:
+        """A scripted expert's chunk [N, H, c] in the convention's units; a world that has one says so in its spec.
+
+        Args:
+            seen: what the environments show now.
+            disturbed: what it shall do wrong.
 
         Raises:
             UserError: this environment has none.
         """
-        raise UserError(
-            f"{self.spec.name!r} has no scripted expert", got="a call for demonstrations",
-            expected="an environment that overrides `expert`", do="write one, or train from another environment",
-        )  # fmt: skip
+        raise no_expert(self.spec)
 
     def __enter__(self) -> Self:
         return self
@@ -101,6 +105,15 @@ class VectorEnv(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def no_expert(spec: EnvSpec) -> UserError:
+    """What to say where demonstrations are asked of a world that has nobody to give them."""
+    return UserError(
+        f"{spec.name!r} has no scripted expert", got="a call for demonstrations",
+        expected="a world with one (`Episode.expert`, or `VectorEnv.expert` and `EnvSpec.expert`)",
+        do="write one, or train from another environment",
+    )  # fmt: skip
 
 
 def check_keys(keys: SeedKeys, num_envs: int) -> None:

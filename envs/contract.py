@@ -81,6 +81,7 @@ def _check_all(
             _check_alone(make, keys, actions, run)
         _check_company(env, keys, scale)
         _check_groups(env, keys)
+    _check_expert(env, keys)
     _check_not_reused(env, keys, actions)
     _check_time_limit(env, keys)
     _check_refusals(env, keys)
@@ -190,9 +191,8 @@ def _check_company(env: VectorEnv, keys: SeedKeys, scale: float) -> None:
 def _other_chunk(env: VectorEnv, seen: Observation, scale: float, number: int) -> ActionChunk:
     """The expert's, which is done early, or else wild noise."""
     chunk, channels = _random_chunk(env, 10 * scale, number), env.spec.embodiment.action.channels
-    if seen.privileged is not None:
-        with suppress(UserError, NotImplementedError):
-            chunk.actions[..., :channels] = env.expert(seen.privileged)
+    with suppress(UserError, NotImplementedError):
+        chunk.actions[..., :channels] = env.expert(seen)
     return chunk
 
 
@@ -217,6 +217,19 @@ def _same_rows(left: Observation, row: int, right: Observation, place: int, rule
     a, b = left.rows(np.array([row])), right.rows(np.array([place]))
     different = list(_differences(a, b, "observation"))
     require(not different, f"{rule}: {different}")
+
+
+def _check_expert(env: VectorEnv, keys: SeedKeys) -> None:
+    """An expert gives finite chunks and stands in the spec: whoever wants demonstrations asks there first."""
+    seen, convention = env.reset(keys), env.spec.embodiment.action
+    try:
+        chunk = env.expert(seen)
+    except UserError:
+        return
+    require(env.spec.expert, "the environment has an expert, but spec.expert is False")
+    shape = (env.num_envs, convention.horizon, convention.channels)
+    require(chunk.shape == shape, f"expert's chunks must have shape {shape}, got {chunk.shape}")
+    require(bool(np.isfinite(chunk).all()), "expert's chunks must be finite")
 
 
 def _check_not_reused(env: VectorEnv, keys: SeedKeys, actions: list[ActionChunk]) -> None:

@@ -22,21 +22,22 @@ def expert_chunk(
 
     Args:
         env: an environment with an expert.
-        observation: what it shows now; only `privileged` is read.
+        observation: what it shows now.
         keys: episodes of the N environments; needed when `noise` > 0.
         chunk: number of this chunk within the run, part of the noise's key.
-        noise: standard deviation in metres of the point it aims at; above zero its speed varies too (70..100 %).
+        noise: standard deviation in metres of the point it aims at, and its speed varies too (70..100 %); where nobody
+            knows what it aims at, of what is added to its actions, in their units.
         channels_padded: K, at least the convention's channels (the default).
 
     Raises:
-        ValueError: no privileged state, or noise without keys.
+        ValueError: noise without keys.
         UserError: the environment has no expert.
     """
-    if observation.privileged is None or (noise > 0 and keys is None):
-        raise ValueError("the expert needs observation.privileged, and keys when noise > 0")
-    disturbed = None if keys is None or noise <= 0 else disturbance(keys, chunk, noise)
-    found = env.expert(observation.privileged, disturbed)
+    if noise > 0 and keys is None:
+        raise ValueError("the expert needs keys when noise > 0")
     convention = env.spec.embodiment.action
+    disturbed = None if keys is None or noise <= 0 else disturbance(keys, chunk, noise, convention.channels)
+    found = env.expert(observation, disturbed)
     actions = np.zeros((*found.shape[:2], channels_padded or convention.channels), np.float32)
     actions[..., : convention.channels] = found
     mask = np.zeros(actions.shape, bool)
@@ -44,11 +45,12 @@ def expert_chunk(
     return ActionChunk(actions, mask)
 
 
-def disturbance(keys: SeedKeys, chunk: int, noise: float) -> Disturbance:
+def disturbance(keys: SeedKeys, chunk: int, noise: float, channels: int) -> Disturbance:
     """What disturbs the chunk of each environment: a function of its key."""
-    offset, pace = np.empty((len(keys), 3)), np.empty(len(keys))
+    offset, pace, shift = np.empty((len(keys), 3)), np.empty(len(keys)), np.empty((len(keys), channels))
     for row in range(len(keys)):
         rng = generator(keys.seed, Stream.EXPERT, int(keys.env[row]), int(keys.episode[row]), chunk)
         offset[row] = noise * rng.standard_normal(3).clip(-2, 2)
         pace[row] = rng.uniform(0.7, 1.0)
-    return Disturbance(offset, pace)
+        shift[row] = noise * rng.standard_normal(channels).clip(-2, 2)
+    return Disturbance(offset, pace, shift)

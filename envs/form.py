@@ -46,8 +46,10 @@ def check_observation(env: VectorEnv, seen: Observation, rows: int) -> None:
     require((seen.privileged is None) == (not names), "privileged state and spec.privileged must come together")
     if seen.privileged is not None:
         _check_array("privileged", seen.privileged, (rows, len(names)), np.float32)
+    require((seen.grounding is None) == (not env.spec.things), "grounding labels and spec.things must come together")
     if seen.grounding is not None:
         labels = seen.grounding
+        require(labels.names == env.spec.things, f"grounding.names must be {env.spec.things}, got {labels.names}")
         _check_array("grounding.points", labels.points, (rows, len(labels.names), 2), np.float32)
         _check_array("grounding.present", labels.present, (rows, len(labels.names)), np.bool_)
         _check_array("grounding.target", labels.target, (rows,), np.int64)

@@ -7,15 +7,16 @@ chunk [N, H, c] --row--> Episode.prepare -> step, step, ... until the episode en
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from envs import Entry
-from envs.base import VectorEnv, check_keys, used_actions
+from envs.base import Disturbance, VectorEnv, check_keys, no_expert, used_actions
 from envs.tally import Sight, Tally, gather
 from rl_finetune.arrays import NotFiniteError, as_array, flag, number
 from rl_finetune.errors import UserError, brief
@@ -23,7 +24,16 @@ from rl_finetune.instructions import instruction
 from rl_finetune.keys import Stream, generator
 from rl_finetune.pictures import fitted, picture
 from rl_finetune.spec import EnvSpec
-from rl_finetune.types import ActionChunk, ChunkOutcome, Failure, FloatArray, ImageArray, Observation, SeedKeys
+from rl_finetune.types import (
+    ActionChunk,
+    ChunkOutcome,
+    Failure,
+    FloatArray,
+    Grounding,
+    ImageArray,
+    Observation,
+    SeedKeys,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +48,17 @@ class Step:
     """The task is done; that ends the episode too."""
     truncated: bool = False
     """Cut by the world itself. The time limit of the spec needs no word here."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where things appear in the first view: labels for supervised training, which no policy is shown."""
+
+    points: Mapping[str, ArrayLike]
+    """Name, of the spec's `things` -> (u, v) across the picture, 0..1, u right and v down; what is left out is not
+    there."""
+    target: str
+    """The one that the task names."""
 
 
 class Episode(ABC):
@@ -68,6 +89,15 @@ class Episode(ABC):
 
     def privileged(self) -> FloatArray | None:
         """[S] in the order of the spec's `privileged`; None where it names nothing."""
+        return None
+
+    def expert(self) -> FloatArray | None:
+        """The chunk [H, c] that a good hand would play now, in the units of the action convention: what `sft` learns
+        from. None where there is nobody to ask."""
+        return None
+
+    def places(self) -> Places | None:
+        """Where the spec's `things` appear now; None where it names nothing."""
         return None
 
     def close(self) -> None:  # noqa: B027
@@ -118,6 +148,12 @@ class SimpleWorld(VectorEnv):
             self.filmed = [np.stack(film or [self._picture(row, view)]) for row, film in enumerate(films)]
         return tally.outcome(self._now, self.spec.embodiment.tag)
 
+    def expert(self, seen: Observation, disturbed: Disturbance | None = None) -> NDArray[np.float64]:
+        """See `VectorEnv.expert`. Each episode is asked what it would do now; raises a `UserError` where one gives
+        nothing, or no chunk."""
+        chunks = np.stack([self._shown(episode) for episode in self._episodes])
+        return chunks + (0.0 if disturbed is None else disturbed.shift[:, None])
+
     def close(self) -> None:
         """See `VectorEnv.close`."""
         for episode in self._episodes:
@@ -139,6 +175,18 @@ class SimpleWorld(VectorEnv):
                 break
         return self._look(row)
 
+    def _shown(self, episode: Episode) -> NDArray[np.float64]:
+        convention, asked = self.spec.embodiment.action, episode.expert()
+        if asked is None:
+            raise no_expert(self.spec)
+        chunk, shape = as_array(asked, f"{self.spec.name} expert"), (convention.horizon, convention.channels)
+        if chunk.shape != shape or not np.isfinite(chunk).all():
+            raise UserError(
+                f"{self.spec.name} expert gives no chunk", got=brief(asked),
+                expected=f"finite numbers [{shape[0]}, {shape[1]}]: steps, channels", do="correct `expert`",
+            )  # fmt: skip
+        return chunk.astype(np.float64)
+
     def _begin(self, row: int, keys: SeedKeys) -> Sight:
         rng = generator(keys.seed, Stream.SCENE, int(keys.scene[row]), int(keys.episode[row]))
         try:
@@ -158,6 +206,7 @@ class SimpleWorld(VectorEnv):
             {view: self._picture(row, view) for view in spec.embodiment.views},
             _channels(episode.proprioception(), f"{spec.name} proprioception"),
             _channels(episode.privileged(), f"{spec.name} privileged", len(spec.privileged)),
+            _labels(episode.places(), spec),
         )
         sight.check()
         return sight
@@ -203,6 +252,27 @@ def _channels(value: object, what: str, width: int | None = None) -> FloatArray 
     return np.array(found, np.float32)
 
 
+def _labels(places: Places | None, spec: EnvSpec) -> Grounding | None:
+    """One row of grounding labels.
+
+    Raises:
+        UserError: they are not of the spec's things, or are no places in a picture.
+    """
+    if places is None and not spec.things:
+        return None
+    named = set() if places is None else {*places.points, places.target}
+    if places is None or not named <= set(spec.things) or places.target not in places.points:
+        raise UserError(
+            f"{spec.name} places do not go with the spec", got=brief(places),
+            expected=f"a target and points among the things {spec.things}", do="correct `places`, or EnvSpec.things",
+        )  # fmt: skip
+    points, present = np.zeros((1, len(spec.things), 2), np.float32), np.zeros((1, len(spec.things)), bool)
+    for name, place in places.points.items():
+        at = spec.things.index(name)
+        points[0, at], present[0, at] = _channels(place, f"{spec.name} place of {name}", 2), True
+    return Grounding(spec.things, points, present, np.array([spec.things.index(places.target)]))
+
+
 @dataclass(frozen=True, slots=True)
 class NoOptions:
     """A world without settings of its own."""
@@ -215,12 +285,15 @@ def entry(
 
     Args:
         episode: options -> one environment, usually the class itself.
-        spec: what the world promises, or options -> that.
+        spec: what the world promises, or options -> that; that there is an expert is seen from a class.
         options: frozen dataclass of the world's settings.
     """
 
+    shown = isinstance(episode, type) and issubclass(episode, Episode) and episode.expert is not Episode.expert
+
     def describe(chosen: Any) -> EnvSpec:
-        return spec if isinstance(spec, EnvSpec) else spec(chosen)
+        promised = spec if isinstance(spec, EnvSpec) else spec(chosen)
+        return replace(promised, expert=promised.expert or shown)
 
     def build(num_envs: int, chosen: Any) -> VectorEnv:
         return SimpleWorld(num_envs, describe(chosen), lambda: episode(chosen))

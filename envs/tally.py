@@ -8,7 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from rl_finetune.arrays import NotFiniteError
-from rl_finetune.types import ChunkOutcome, Failure, FloatArray, ImageArray, Observation
+from rl_finetune.types import (
+    ChunkOutcome,
+    Failure,
+    FloatArray,
+    Grounding,
+    ImageArray,
+    Observation,
+    concatenate_grounding,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +31,8 @@ class Sight:
     """[P] or None."""
     privileged: FloatArray | None = None
     """[S] or None."""
+    grounding: Grounding | None = None
+    """Labels of this one environment."""
 
     def check(self) -> None:
         """Raise a `NotFiniteError` where a number is not finite."""
@@ -30,6 +40,8 @@ class Sight:
             numbers = getattr(self, name)
             if numbers is not None and not np.isfinite(numbers).all():
                 raise NotFiniteError(f"{name} channel {int(np.argmin(np.isfinite(numbers)))} is not finite")
+        if self.grounding is not None and not np.isfinite(self.grounding.points).all():
+            raise NotFiniteError("a place of a thing is not finite")
 
 
 def gather(sights: Sequence[Sight], embodiment: str) -> Observation:
@@ -45,6 +57,7 @@ def gather(sights: Sequence[Sight], embodiment: str) -> Observation:
         embodiment=embodiment,
         proprioception=stacked("proprioception"),
         privileged=stacked("privileged"),
+        grounding=concatenate_grounding([sight.grounding for sight in sights if sight.grounding is not None]),
     )
 
 

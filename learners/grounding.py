@@ -35,19 +35,21 @@ class GroundingLabels:
     """[N, P] bool: in the scene and inside the picture."""
     named: Tensor
     """[N, 5] target u, v in -1..1 (at most twice that far outside), then displacement x, y, z from the tool in the
-    body's unit."""
+    body's unit; NaN where the world does not tell the two places."""
 
     @classmethod
     def of(cls, observation: Observation, privileged_names: tuple[str, ...], metres: float = METRES) -> GroundingLabels:
-        """From a simulator's observation; needs its `grounding` and the privileged tool and target positions. `metres`
+        """From an observation's `grounding`, and its privileged tool and target positions where it has them. `metres`
         is the unit of displacements."""
         g, state = observation.grounding, observation.privileged
-        if g is None or state is None:
-            raise ValueError("grounding labels: got an observation without them, expected a simulator that gives them")
+        if g is None:
+            raise ValueError("grounding labels: got an observation without them, expected a world that gives them")
         rows = np.arange(len(g.points))
         target = g.points[rows, g.target]
         column = {name: i for i, name in enumerate(privileged_names)}
-        offset = np.stack([state[:, column[f"target_{a}"]] - state[:, column[f"tool_{a}"]] for a in "xyz"], axis=1)
+        offset = np.full((len(rows), 3), np.nan)
+        if state is not None and {f"{thing}_{axis}" for thing in ("target", "tool") for axis in "xyz"} <= column.keys():
+            offset = np.stack([state[:, column[f"target_{a}"]] - state[:, column[f"tool_{a}"]] for a in "xyz"], axis=1)
         named = np.concatenate([np.clip(2 * target - 1, -2, 2), offset / metres], axis=1)
         inside = ((g.points >= 0) & (g.points < 1)).all(-1)
         return cls(*map(torch.from_numpy, (g.points, g.present & inside, named.astype(np.float32))))
@@ -82,14 +84,17 @@ class GroundingHead(nn.Module):
         location = F.cross_entropy(logits[..., 0], index, reduction="none")
         place = (chosen - (scaled - cell - 0.5)).abs().sum(-1)
         weight = labels.present.float()
-        return ((location + place) * weight).sum() / weight.sum()
+        return ((location + place) * weight).sum() / weight.sum().clamp(min=1)
 
     def named_loss(self, last: Tensor, labels: GroundingLabels) -> Tensor:
         """L1 error of the read-outs from the last token's state [N, D]: every thing present, and the named one."""
         everything = self.everything(last).unflatten(-1, (-1, 2))
         error = (everything - (2 * labels.points - 1)).abs().mean(-1)
         present = labels.present.float()
-        return (error * present).sum() / present.sum() + (self.named(last) - labels.named).abs().mean()
+        known = ~labels.named.isnan()
+        return (error * present).sum() / present.sum().clamp(min=1) + (
+            self.named(last)[known] - labels.named[known]
+        ).abs().mean()
 
     @torch.no_grad()
     def pixel_error(self, last: Tensor, labels: GroundingLabels) -> Tensor:

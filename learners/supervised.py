@@ -3,7 +3,7 @@
     vision    picture -> tower -> which token holds which thing, and where in it
     backbone  prompt + picture -> language model -> where the named thing and the tool are
     decoder   frozen backbone, contexts encoded once -> flow matching on expert chunks
-    all       flow matching (weight 1) and grounding (0.1) through everything
+    all       flow matching (weight 1) and grounding (0.1) through everything; without labels flow matching alone
 
 The staging is for a small budget: a tower that starts from nothing learns to locate things several times faster when
 the language model does not have to run, and the decoder several times faster when nothing but the decoder does.
@@ -41,8 +41,8 @@ class SupervisedData:
     """M rows."""
     actions: Tensor
     """[M, H, K] normalised and padded."""
-    labels: GroundingLabels
-    """Grounding of the same rows."""
+    labels: GroundingLabels | None
+    """Grounding of the same rows; None where the world gives none."""
 
     def __len__(self) -> int:
         return len(self.actions)
@@ -55,7 +55,8 @@ class SupervisedData:
         quantiles = policy.quantiles[observation.embodiment]
         padded = quantiles.normalise(actions, policy.config.decoder.action_width)
         metres = ROAM if policy.body(observation.embodiment).action.control == "waypoint" else METRES
-        return cls(observation, torch.from_numpy(padded), GroundingLabels.of(observation, privileged, metres))
+        labels = None if observation.grounding is None else GroundingLabels.of(observation, privileged, metres)
+        return cls(observation, torch.from_numpy(padded), labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +158,27 @@ def _objective(
     tokenise = policy.eyes.tokenise
     contexts = encode_all(policy, data.observation, stage.demonstrations) if stage.train == "decoder" else None
 
+    def labels(index: Tensor) -> GroundingLabels:
+        if data.labels is None:
+            raise ValueError(f"stage {stage.name!r} learns from grounding labels, and the world gives none")
+        return data.labels.rows(index)
+
     def first(visual: Tensor) -> Tensor:
         return visual[:, : visual.shape[1] // len(body.views)]
 
     def vision(index: Tensor) -> tuple[Tensor, float]:
         visual = policy.eyes.see(tokenise(data.observation.rows(index.numpy()), body))
-        return head.dense_loss(first(visual), data.labels.rows(index)), math.nan
+        return head.dense_loss(first(visual), labels(index)), math.nan
 
-    def grounding(index: Tensor) -> tuple[Tensor, float, TorchContext]:
+    def encoded(index: Tensor) -> tuple[Tensor, TorchContext]:
         inputs = tokenise(data.observation.rows(index.numpy()), body)
         visual = policy.eyes.see(inputs)
-        hidden = policy.eyes.read(inputs, visual)
-        labels, last = data.labels.rows(index), last_token(hidden, inputs.mask)
-        loss = head.dense_loss(first(visual), labels) + head.named_loss(last, labels)
-        return loss, head.pixel_error(last, labels).mean().item(), TorchContext(hidden, inputs.mask, inputs.positions)
+        return visual, TorchContext(policy.eyes.read(inputs, visual), inputs.mask, inputs.positions)
+
+    def grounding(index: Tensor, visual: Tensor, context: TorchContext) -> tuple[Tensor, float]:
+        true, last = labels(index), last_token(context.hidden, context.mask)
+        loss = head.dense_loss(first(visual), true) + head.named_loss(last, true)
+        return loss, head.pixel_error(last, true).mean().item()
 
     def acting(index: Tensor, context: TorchContext) -> Tensor:
         return flow_loss(policy, context, data.actions[index], body, stage.time_distribution, rng)
@@ -180,11 +188,15 @@ def _objective(
         return acting(index, contexts.rows(index)), math.nan
 
     def everything(index: Tensor) -> tuple[Tensor, float]:
-        loss, error, context = grounding(index)
+        visual, context = encoded(index)
+        if data.labels is None:
+            return acting(index, context), math.nan
+        loss, error = grounding(index, visual, context)
         return acting(index, context) + grounding_weight * loss, error
 
     table: dict[str, Objective] = {
-        "vision": vision, "backbone": lambda index: grounding(index)[:2], "decoder": decoder, "all": everything,
+        "vision": vision, "backbone": lambda index: grounding(index, *encoded(index)), "decoder": decoder,
+        "all": everything,
     }  # fmt: skip
     return table[stage.train]
 

@@ -60,7 +60,11 @@ class EnvSpec:
     privileged: tuple[str, ...] = ()
     """Names of the channels of `Observation.privileged`."""
     tasks: tuple[str, ...] = ()
-    """Task descriptions, for a reader."""
+    """Task descriptions: prompts have room for the longest. Empty where nobody knows them beforehand."""
+    expert: bool = False
+    """Whether a scripted expert can show the task: what supervised training learns from."""
+    things: tuple[str, ...] = ()
+    """Names of the things whose places `Observation.grounding` tells; empty where it tells none."""
 
     @property
     def episode_chunks(self) -> int:

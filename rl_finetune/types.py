@@ -7,7 +7,7 @@ h x w pixels, L context tokens, D context width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
@@ -54,7 +54,7 @@ class Grounding:
     """Where named things appear in the first view: labels of the auxiliary 2-D grounding loss, never an input."""
 
     names: tuple[str, ...]
-    """P names, the same for every environment; the last one is the robot's tool centre point."""
+    """P names in the order of `EnvSpec.things`, the same for every environment."""
     points: FloatArray
     """[N, P, 2] image coordinates (u right, v down), 0..1 across the picture."""
     present: BoolArray
@@ -308,14 +308,17 @@ def concatenate_contexts(parts: list[Context]) -> Context:
     )
 
 
+def concatenate_grounding(parts: Sequence[Grounding]) -> Grounding | None:
+    """Stack labels of the same things along the environments; None where there are none."""
+    if not parts:
+        return None
+    arrays = {f.name: np.concatenate([getattr(g, f.name) for g in parts]) for f in fields(Grounding)[1:]}
+    return Grounding(names=parts[0].names, **arrays)
+
+
 def concatenate(items: list[Observation]) -> Observation:
     """Stack observations of one embodiment along the environments; shapes must agree."""
     first = items[0]
-    grounding = None
-    if first.grounding is not None:
-        parts = [o.grounding for o in items if o.grounding is not None]
-        arrays = {f.name: np.concatenate([getattr(g, f.name) for g in parts]) for f in fields(Grounding)[1:]}
-        grounding = Grounding(names=first.grounding.names, **arrays)
 
     def joined(name: str) -> FloatArray | None:
         return None if getattr(first, name) is None else np.concatenate([getattr(o, name) for o in items])
@@ -326,5 +329,5 @@ def concatenate(items: list[Observation]) -> Observation:
         embodiment=first.embodiment,
         proprioception=joined("proprioception"),
         privileged=joined("privileged"),
-        grounding=grounding,
+        grounding=concatenate_grounding([o.grounding for o in items if o.grounding is not None]),
     )

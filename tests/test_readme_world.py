@@ -14,6 +14,7 @@ import pytest
 
 import envs
 from envs import contract
+from envs.expert import expert_chunk
 from envs.simple import Episode, SimpleWorld, Step, entry
 from rl_finetune.errors import UserError
 from rl_finetune.types import ActionChunk, SeedKeys
@@ -54,34 +55,66 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
-def test_example_has_25_lines_and_keeps_the_whole_contract() -> None:
-    assert len([line for line in CODE.splitlines() if line.strip()]) <= 25
+def test_example_has_50_lines_and_keeps_the_whole_contract() -> None:
+    assert len([line for line in CODE.splitlines() if line.strip()]) <= 50
     with envs.make(NAME, 3) as env:
         assert contract.check(env, make=lambda n: envs.make(NAME, n)) == ()
 
 
 def test_what_it_does_by_hand() -> None:
-    """The mark lies some tenths away; half of the way in the first chunk, all of it in the second's second step."""
+    """From the middle the blue corner is 0.53 away: five steps of 0.1 bring the dot within 0.12 of it."""
     with envs.make(NAME, 2) as env:
         env.reset(keys(2))
         assert isinstance(env, SimpleWorld)
-        gaps = [episode.mark - episode.place for episode in env._episodes]  # type: ignore[attr-defined]
-        actions = np.zeros((2, 4, 1), np.float32)
-        actions[:, :, 0] = np.array(gaps)[:, None] / 2
-        first = env.step_chunk(ActionChunk(actions, np.ones(actions.shape, bool)))
+        for episode in env._episodes:
+            corners = {"red": (0.875, 0.875), "blue": (0.125, 0.125), "green": (0.875, 0.125), "yellow": (0.125, 0.875)}
+            vars(episode).update(dot=np.array([0.5, 0.5]), corners=corners, asked="blue")
+        actions = np.stack([np.full((4, 2), -1.0), np.zeros((4, 2))]).astype(np.float32)
+        chunk = ActionChunk(actions, np.ones(actions.shape, bool))
+        first, second = env.step_chunk(chunk), env.step_chunk(chunk)
         assert not first.success.any() and first.steps_executed.tolist() == [4, 4]
-        actions[1, 0] = 0
-        second = env.step_chunk(ActionChunk(actions, np.ones(actions.shape, bool)))
-        assert second.success.all() and second.terminated.all() and second.steps_executed.tolist() == [1, 2]
-        np.testing.assert_array_equal(second.reward, [[1, 0, 0, 0], [0, 1, 0, 0]])
-        final = second.final_observation
-        assert final is not None
-        columns = final.images["ego"][:, 32].any(-1).sum(-1)
-        assert (columns <= 2).all(), "block and mark lie together"
+        assert second.success.tolist() == second.terminated.tolist() == [True, False]
+        assert second.steps_executed.tolist() == [1, 4]
+        np.testing.assert_array_equal(second.reward, [[1, 0, 0, 0], [0, 0, 0, 0]])
+        assert second.final_observation is not None
+        white = (second.final_observation.images["ego"][0] == 255).all(-1)
+        np.testing.assert_allclose(np.argwhere(white).mean(0), 32 * (0.5 - 0.5 / 2**0.5), atol=1)
+
+
+def test_what_its_expert_and_its_labels_say() -> None:
+    promised = envs.spec(NAME)
+    assert promised.expert and promised.things == ("red", "green", "blue", "yellow", "dot")
+    with envs.make(NAME, 20) as env:
+        seen = env.reset(keys(20))
+        assert seen.grounding is not None and seen.grounding.present.all()
+        for picture, points, target, words in zip(
+            seen.images["ego"], seen.grounding.points, seen.grounding.target, seen.instruction, strict=True
+        ):
+            assert promised.things[target] in words
+            at = (32 * points[:, ::-1]).astype(int)
+            red, green, blue, yellow, dot = (picture[tuple(place)].tolist() for place in at)
+            assert red[0] > 200 > red[1] and green[1] == 200 and blue[2] == 240 and yellow[:2] == [240, 220]
+            assert dot == [255] * 3
+        done = np.zeros(20, bool)
+        for _ in range(3):
+            outcome = env.step_chunk(expert_chunk(env, seen))
+            seen, done = outcome.observation, done | outcome.success
+        assert done.all()
+
+
+def test_an_expert_is_disturbed_in_its_own_units() -> None:
+    """One shift for all steps of a chunk, of the standard deviation asked for and at most twice that."""
+    with envs.make(NAME, 400) as env:
+        seen = env.reset(keys(400))
+        calm, shaken = expert_chunk(env, seen), expert_chunk(env, seen, keys=keys(400), noise=0.05)
+    shift = shaken.actions - calm.actions
+    np.testing.assert_allclose(shift, shift[:, :1].repeat(4, 1), atol=1e-6)
+    assert np.abs(shift).max() <= 0.1 + 1e-6
+    assert 0.04 < shift[:, 0].std() < 0.05  # clipped at two deviations: 0.96 of what was asked
 
 
 def test_worker_processes_find_it_and_play_the_same() -> None:
-    chunk = ActionChunk(np.full((3, 4, 1), 0.05, np.float32), np.ones((3, 4, 1), bool))
+    chunk = ActionChunk(np.full((3, 4, 2), 0.05, np.float32), np.ones((3, 4, 2), bool))
     with envs.make(NAME, 3) as here, envs.make(NAME, 3, workers=2) as spread:
         here.reset(keys(3)), spread.reset(keys(3))
         ours, theirs = here.step_chunk(chunk), spread.step_chunk(chunk)
@@ -110,7 +143,7 @@ def test_command_names_what_was_not_asked(folder: Path) -> None:
         ("no_such_package.world:WORLD", "no module 'no_such_package'.*PYTHONPATH"),
         (f"{NAME}X", "did you mean 'WORLD'"),
         (NAME.replace("WORLD", "BODY"), "is no environment: got EmbodimentSpec; expected an envs.Entry"),
-        ("slide_world:", "expected 'package.module:attribute'"),
+        ("corners:", "expected 'package.module:attribute'"),
     ],
 )
 def test_names_that_lead_nowhere(name: str, message: str) -> None:
@@ -155,7 +188,7 @@ def test_options_reach_the_world_and_failures_the_outcome(monkeypatch: pytest.Mo
     body = promised.embodiment
     blind = type(promised)("fragile", type(body)(body.tag, "", (), body.action), image_size=64, time_limit=20)
     monkeypatch.setitem(envs.REGISTRY, "fragile", entry(Fragile, lambda options: blind, Fragility))
-    actions = np.zeros((2, 4, 1), np.float32)
+    actions = np.zeros((2, 4, 2), np.float32)
     actions[1] = 1
     chunk = ActionChunk(actions, np.ones(actions.shape, bool))
     with envs.make("fragile", 2, steps=3) as env:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -72,7 +74,7 @@ def test_labels_by_hand() -> None:
     assert labels.present.tolist() == [[True, False, False]]  # the second lies outside, the third is not there
     np.testing.assert_allclose(labels.named[0], [-0.5, 0.5, 0.05 / METRES, 0, 0], atol=1e-6)
     assert labels.rows(torch.tensor([0, 0])).points.shape == (2, 3, 2)
-    with pytest.raises(ValueError, match="expected a simulator that gives them"):
+    with pytest.raises(ValueError, match="expected a world that gives them"):
         GroundingLabels.of(Observation({}, ("",), "widowx"), SPEC.privileged)
 
 
@@ -90,6 +92,22 @@ def test_dense_loss_by_hand() -> None:
     assert head.dense_loss(visual, labels).item() == pytest.approx(0, abs=1e-6)
     visual[0, :, 3:] = 9  # what is read for a thing that is absent does not matter
     assert head.dense_loss(visual, labels).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_world_that_tells_no_displacement_is_asked_for_none() -> None:
+    """Only the named thing's place in the picture is read then: of -0.5 and 0.5, where the head says 0, 0."""
+    grounding = Grounding(("a",), np.array([[[0.25, 0.75]]], np.float32), np.array([[True]]), np.array([0]))
+    labels = GroundingLabels.of(Observation({}, ("",), "dot", grounding=grounding), ())
+    assert labels.named[0, :2].tolist() == [-0.5, 0.5] and labels.named[0, 2:].isnan().all()
+    head, last = GroundingHead(width=4, things=1), torch.ones(1, 4)
+    for layer in (head.everything, head.named):
+        torch.nn.init.zeros_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    loss = head.named_loss(last, labels)
+    assert loss.item() == pytest.approx(0.5 + 0.5)
+    loss.backward()
+    assert head.named.bias.grad is not None
+    assert head.named.bias.grad.tolist() == [0.5, -0.5, 0, 0, 0]
 
 
 def test_the_last_token_is_the_last_real_one() -> None:
@@ -161,3 +179,25 @@ def test_a_stage_trains_its_part_and_learns(data: SupervisedData, train: str, pa
     assert lines[-1].loss < lines[0].loss and lines[-1].left == 0
     assert lines[-1].lr == pytest.approx(0.05 * 2e-3)
     assert np.isnan(lines[0].pixel_error) == (train in {"vision", "decoder"})
+
+
+@pytest.mark.parametrize("train", ["decoder", "all", "vision", "backbone"])
+def test_without_labels_only_actions_teach(data: SupervisedData, train: str) -> None:
+    policy, head, lines = tiny_policy(awake=False), GroundingHead(128, 1), []
+    bare = replace(data, labels=None)
+    eyes = policy.eyes.model.model.visual.patch_embed.proj.weight
+    before = eyes.detach().clone()
+    stage = StageSection(name="s", train=train, steps=8, batch=8, lr=2e-3, time_distribution="uniform")  # type: ignore[arg-type]
+
+    def run() -> None:
+        run_stage(
+            stage, policy, head, [bare], seed=0, grounding_weight=0.1, weight_decay=0.0, log=lines.append, log_every=4
+        )
+
+    if train in ("vision", "backbone"):
+        with pytest.raises(ValueError, match="learns from grounding labels"):
+            run()
+        return
+    run()
+    assert lines[-1].loss < lines[0].loss and all(np.isnan(line.pixel_error) for line in lines)
+    assert torch.equal(eyes, before) == (train == "decoder")

@@ -90,9 +90,10 @@ class World(VectorEnv):
             failures=failures,
         )
 
-    def expert(self, privileged: FloatArray, disturbed: Disturbance | None = None) -> Float64:
-        """See `VectorEnv.expert`."""
-        return self.task.expert(privileged, disturbed)
+    def expert(self, seen: Observation, disturbed: Disturbance | None = None) -> Float64:
+        """See `VectorEnv.expert`; it reads the privileged state alone, of as many worlds as there are rows."""
+        assert seen.privileged is not None
+        return self.task.expert(seen.privileged, disturbed)
 
     def close(self) -> None:
         """See `VectorEnv.close`."""

@@ -296,7 +296,7 @@ class StageSection(Section):
     """Shown in the log."""
     train: Literal["vision", "backbone", "decoder", "all"]
     """`vision`: tower, dense grounding. `backbone`: all grounding. `decoder`: flow matching on cached contexts. `all`:
-    flow matching and grounding together, through everything."""
+    flow matching and grounding together, through everything; in a world without labels flow matching alone."""
     steps: int = Field(ge=1)
     """Optimizer steps."""
     batch: int = Field(64, ge=1)
@@ -322,7 +322,8 @@ class SFTConfig(Section):
     demonstrations: int = Field(20_000, ge=1)
     """Expert chunks to collect in each world."""
     expert_noise: float = Field(0.02, ge=0)
-    """Standard deviation in metres of what disturbs the executed displacement; labels stay the expert's."""
+    """Standard deviation in metres of what disturbs the executed displacement; labels stay the expert's. In a world of
+    `envs.simple`, of what is added to the executed actions, in their own units."""
     stages: list[StageSection] = Field(min_length=1)
     """Stages, in order."""
     grounding_weight: float = Field(0.1, ge=0)

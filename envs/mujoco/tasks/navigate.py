@@ -18,7 +18,7 @@ from envs.mujoco.options import LARGEST, WorldOptions, one_of, within
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things, View
 from envs.mujoco.tasks import pilot, rooms
 from envs.mujoco.tasks.region import scattered
-from envs.mujoco.tasks.tabletop import COLOURS
+from envs.mujoco.tasks.tabletop import COLOURS, THINGS
 from envs.mujoco.tasks.ways import FAR, shortest, through
 from envs.mujoco.variation import Shape
 from rl_finetune.spec import EnvSpec
@@ -82,6 +82,8 @@ def spec(options: NavigateOptions) -> EnvSpec:
         time_limit=TIME_LIMIT * options.rooms,
         privileged=tuple(places + boxes + base + doors),
         tasks=tuple(phrase.format(c=colour) for colour in COLOURS for phrase in rooms.PHRASES),
+        expert=True,
+        things=THINGS,
     )
 
 
@@ -202,7 +204,7 @@ class Navigate(Task):
         own = rover.to_room(pose, np.broadcast_to([LOOK_AHEAD, 0.0], (len(pose), 1, 2)))
         points = np.concatenate([now.mocap[:, 1:5, :3], np.pad(own, ((0, 0), (0, 0), (0, 1)))], 1)
         present = np.pad(_present(now), ((0, 0), (0, 1)), constant_values=True)
-        return Things((*COLOURS, "tool"), points, present, self._target(now))
+        return Things(THINGS, points, present, self._target(now))
 
     def seen_at(self, now: Now, points: Float64) -> Float64:
         """See `Task.seen_at`; what an inner wall hides is nowhere in the picture."""

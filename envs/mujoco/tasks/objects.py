@@ -16,7 +16,7 @@ from envs.mujoco.bodies.base import Body
 from envs.mujoco.bodies.weld import DOWN, turned
 from envs.mujoco.task import Drive, Float64, Now, Start
 from envs.mujoco.tasks.reach import PACE
-from envs.mujoco.tasks.tabletop import HAND_NAMES, Tabletop
+from envs.mujoco.tasks.tabletop import HAND_NAMES, THINGS, Tabletop
 from envs.mujoco.widowx import numbers
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
@@ -85,8 +85,9 @@ class Objects(Tabletop):
         super().__init__(body)
         self.rate, self.pace = body.embodiment.action.rate, pace
         self.spec = EnvSpec(
-            name, body.embodiment, image_size, time_limit, (*self.privileged_names(), *self.own_names()), self.tasks()
-        )
+            name, body.embodiment, image_size, time_limit, (*self.privileged_names(), *self.own_names()), self.tasks(),
+            expert=True, things=THINGS,
+        )  # fmt: skip
 
     @abstractmethod
     def tasks(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from envs.mujoco.bodies.base import Body
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Path, Start, Things
 from envs.mujoco.tasks.paths import follow, routes
 from envs.mujoco.tasks.region import GROUND, HOME, RIM, Region, rim
-from envs.mujoco.tasks.tabletop import COLOURS, LITTER_BEYOND, PARKED, RGBA, Tabletop
+from envs.mujoco.tasks.tabletop import COLOURS, LITTER_BEYOND, PARKED, RGBA, THINGS, Tabletop
 from envs.mujoco.variation import Shape
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
@@ -119,6 +119,7 @@ class Reach(Tabletop):
             name=name, embodiment=body.embodiment, image_size=image_size, time_limit=time_limit,
             privileged=(*self.privileged_names(), *(self._speed_names() if block_speed else ())),
             tasks=tuple(phrase.format(c=colour) for colour in COLOURS for phrase in PHRASES),
+            expert=True, things=THINGS,
         )  # fmt: skip
 
     def _speed_names(self) -> tuple[str, ...]:

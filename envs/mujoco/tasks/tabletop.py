@@ -18,6 +18,8 @@ from envs.mujoco.widowx import numbers
 from rl_finetune.types import BoolArray, FloatArray, IntArray
 
 COLOURS = ("red", "green", "blue", "yellow")
+THINGS = (*COLOURS, "tool")
+"""What every task gives the places of, for the grounding loss."""
 RGBA = {"red": "0.9 0.08 0.08 1", "green": "0.08 0.72 0.15 1", "blue": "0.1 0.2 0.95 1", "yellow": "0.98 0.85 0.05 1"}
 CAMERA = "ego"
 EYE, UP, FOVY = (0.935, 0.0, 0.921), (-0.7657, 0.0, 0.6431), 26.6
@@ -148,7 +150,7 @@ class Tabletop(Task):
         rows = np.arange(len(tops))
         tool = self.tools(now.readings)[rows, hand]
         points = np.concatenate([tops, tool[:, None]], 1)
-        return Things((*COLOURS, "tool"), points, np.concatenate([present, np.ones((len(rows), 1), bool)], 1), target)
+        return Things(THINGS, points, np.concatenate([present, np.ones((len(rows), 1), bool)], 1), target)
 
     def privileged_names(self) -> tuple[str, ...]:
         """Names of the state that every table task knows: acting tool, target, blocks, what the body recalls."""

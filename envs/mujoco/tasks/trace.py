@@ -17,7 +17,7 @@ from envs.base import Disturbance
 from envs.mujoco.bodies.base import Body
 from envs.mujoco.task import Drive, EpisodeKey, Float64, Judged, Now, Start, Task, Things
 from envs.mujoco.tasks.reach import Layout, Reach
-from envs.mujoco.tasks.tabletop import COLOURS
+from envs.mujoco.tasks.tabletop import COLOURS, THINGS
 from envs.mujoco.variation import Shape
 from rl_finetune.spec import ActionConvention, EmbodimentSpec, EnvSpec
 from rl_finetune.types import BoolArray, FloatArray
@@ -57,6 +57,7 @@ class Trace(Task):
             name=name, embodiment=TRACER, image_size=image_size, time_limit=HORIZON,
             privileged=(*self._scene.spec.privileged, "from_u", "from_v", "to_u", "to_v"),
             tasks=tuple(phrase.format(c=colour) for colour in COLOURS for phrase in PHRASES),
+            expert=True, things=THINGS,
         )  # fmt: skip
 
     def mjcf(self) -> str:
