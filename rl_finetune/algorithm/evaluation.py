@@ -27,6 +27,7 @@ def evaluate(config: EvaluateConfig) -> int:
     """
     suites = {name: config.model_copy(update={"env": config.env.perturbed(name)}) for name in config.suites}
     preflight.check_alone(config.env, config.num_actors, config.gpus)
+    preflight.check_room(config)
     for asked in (config, *suites.values()):
         preflight.check(asked.policy, asked.env)
     preflight.check_prompt(config)

@@ -46,6 +46,7 @@ def train(config: TrainConfig) -> int:
     """
     folder, config = Path(config.run.folder), preflight.with_chunks(config)
     preflight.check_alone(config.env, config.rollout.num_actors, config.rollout.gpus, by="rollout.")
+    preflight.check_room(config)
     preflight.check(config.policy, config.env, config.objective.group_size)
     preflight.check_critic(config)
     preflight.check_source(config.rollout.source, config.objective)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 import envs
@@ -13,16 +14,22 @@ from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.config.schema import EvaluateConfig, PolicySection, TrainConfig
 from rl_finetune.config.worlds import EnvSection
 from rl_finetune.errors import UserError
-from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.memory import check_environments
+from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy, compatibility
+from rl_finetune.policy.compatibility import Bytes
 from rl_finetune.policy.critics import check_state
 from rl_finetune.policy.hub import local_folder
 from rl_finetune.policy.policy import BACKBONE_FOLDER
-from rl_finetune.spec import handshake, shared_state
+from rl_finetune.spec import EnvSpec, shared_state
 from rl_finetune.store import load_round, rounds
+from rl_finetune.types import SeedKeys
+
+FIRST = np.zeros(1, np.int64)
 
 
 def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
-    """Load the decoder, look at the backbone's files, shake hands with every world, draw one picture of each.
+    """Compare the policy with every world's spec, load the decoder, look at the backbone's files, build one of each
+    world.
 
     Args:
         policy: the starting point.
@@ -32,20 +39,28 @@ def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
     Raises:
         UserError: whatever is wrong, before anything is written or started.
     """
-    worlds = env.worlds()
-    specs = [envs.spec(world.name, **world.options) for world in worlds]
-    loaded = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone, with_backbone=False)
+    worlds, specs = env.worlds(), specs_of(env)
+    folder = local_folder(policy.path)
+    config, own = QwenVLAConfig.load(folder), None if policy.backbone else folder / BACKBONE_FOLDER
     for spec in specs:
-        handshake(loaded.config.embodiments, spec)
-    if policy.backbone is None:
-        _check_backbone(local_folder(policy.path) / BACKBONE_FOLDER)
+        compatibility.check(config, own, spec)
+    loaded = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone, with_backbone=False)
+    if own is not None:
+        _check_backbone(own)
     if policy.adapter is not None:
         from rl_finetune.policy.adapters import load_adapters  # peft takes two seconds to import
 
         load_adapters(loaded, Path(policy.adapter))
-    for world in worlds:
-        with envs.make(world.name, 1, **world.options) as made:
-            require_groups(made, group_size)
+    for world, spec in zip(worlds, specs, strict=True):
+        with envs.make(world.name, 1, **world.options) as single:
+            require_groups(single, group_size)
+            if own is not None and not spec.tasks:
+                compatibility.check_prompts(own, config, spec, single.reset(SeedKeys(0, FIRST, FIRST)).instruction)
+
+
+def specs_of(env: EnvSection) -> list[EnvSpec]:
+    """What each world promises; no simulator is started."""
+    return [envs.spec(world.name, **world.options) for world in env.worlds()]
 
 
 def require_groups(env: envs.VectorEnv, group_size: int) -> None:
@@ -123,6 +138,22 @@ def check_alone(env: EnvSection, actors: int, gpus: float, *, by: str = "") -> N
             )
 
 
+def check_room(config: TrainConfig | EvaluateConfig) -> None:
+    """Refuse more environments than this machine can hold the pictures and contexts of, by the specs alone. What the
+    simulators take is not counted, nor anything on a cluster; `rollout.chunks` is settled.
+
+    Raises:
+        UserError: says how much is needed, and how much there is.
+    """
+    policy, needed = QwenVLAConfig.load(local_folder(config.policy.path)), 0
+    for world, spec in zip(config.env.worlds(), specs_of(config.env), strict=True):
+        each = Bytes.of(policy, spec)
+        # An actor keeps a round's decisions until they are put together, and then hands over a copy of their contexts.
+        chunks = (world.chunks or config.rollout.chunks or 0) if isinstance(config, TrainConfig) else 0
+        needed += world.num_envs * (each.acting + chunks * (each.pictures + 2 * each.context))
+    check_environments(needed, config.env.num_envs)
+
+
 def check_prompt(config: EvaluateConfig) -> None:
     """Another embodiment for the prompt must be one that the policy knows.
 
@@ -141,7 +172,7 @@ def check_critic(job: TrainConfig) -> None:
     Raises:
         UserError: the worlds have none in common.
     """
-    check_state(job, shared_state([envs.spec(world.name, **world.options) for world in job.env.worlds()]))
+    check_state(job, shared_state(specs_of(job.env)))
 
 
 def check_source(source: str | None, objective: ObjectiveSection) -> None:

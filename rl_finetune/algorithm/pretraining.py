@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,14 @@ from actors.demonstrations import Demonstrations, collect
 from actors.evaluator import run_episodes
 from learners.grounding import GroundingHead
 from learners.supervised import StepLog, SupervisedData, run_stage
+from rl_finetune.algorithm.lessons import bodies_of, check_lessons, things_of
 from rl_finetune.config import SFTConfig, dump
 from rl_finetune.config.worlds import World
-from rl_finetune.errors import UserError
 from rl_finetune.metrics.intervals import wilson
 from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy
-from rl_finetune.policy.backbone import tiny_tokenizer
-from rl_finetune.policy.extension import extend
+from rl_finetune.policy.extension import extend, fresh
 from rl_finetune.policy.normalisation import Quantiles
-from rl_finetune.policy.prompt import body_sentence
-from rl_finetune.spec import EmbodimentSpec, EnvSpec
+from rl_finetune.spec import EnvSpec
 from rl_finetune.types import SeedKeys
 
 HEAD_FILE = "grounding_head.safetensors"
@@ -44,18 +43,31 @@ class _World:
     open: Callable[[], envs.VectorEnv]
     shown: Demonstrations
 
+    @property
+    def tasks(self) -> list[str]:
+        """In words: those that the spec names, and whatever else the expert was asked."""
+        return list(dict.fromkeys((*self.spec.tasks, *self.shown.observation.instruction)))
+
 
 def sft(config: SFTConfig) -> int:
-    """Train, evaluate and save under `config.folder`; returns the exit code."""
+    """Train, evaluate and save under `config.folder`; returns the exit code.
+
+    Raises:
+        UserError: the input cannot be used; nothing has been built or written then.
+    """
+    asked = config.env.worlds()
+    specs = [envs.spec(world.name, **world.options) for world in asked]
+    check_lessons(config, specs)
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(dump(config))
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     began = time.monotonic()
-    worlds = [_shown(config, world) for world in config.env.worlds()]
+    worlds = [_shown(config, world) for world in asked]
     policy = _starting_policy(config, worlds)
-    head = GroundingHead(policy.config.decoder.context_width, len(_things(worlds)))
+    # Without labels there is nothing to read, but a linear layer has at least one output.
+    head = GroundingHead(policy.config.decoder.context_width, max(1, len(things_of(specs))))
     data = [SupervisedData.of(w.shown.observation, w.shown.actions, policy, w.spec.privileged) for w in worlds]
     _train(config, folder, policy, head, data)
     _save(policy, head, folder / "policy")
@@ -105,46 +117,20 @@ def evaluate_here(
     return np.concatenate(rounds)[:episodes]
 
 
-def _things(worlds: list[_World]) -> tuple[str, ...]:
-    """Names of the grounding labels, which all worlds must share: one head reads them.
-
-    Raises:
-        UserError: they differ.
-    """
-    names = [w.shown.observation.grounding.names if w.shown.observation.grounding else () for w in worlds]
-    if len(set(names)) > 1:
-        raise UserError(
-            "worlds of one supervised run name different things", got=", ".join(map(str, dict.fromkeys(names))),
-            expected="the same grounding names in all", do="train on the others in a run of their own",
-        )  # fmt: skip
-    return names[0]
-
-
 def _starting_policy(config: SFTConfig, worlds: list[_World]) -> QwenVLAPolicy:
     """The policy that knows all bodies; those that several worlds share are normalised over all of them."""
-    bodies = {w.spec.embodiment.tag: w.spec.embodiment for w in worlds}
-    tasks = {tag: [t for w in worlds if w.spec.embodiment.tag == tag for t in w.spec.tasks] for tag in bodies}
-    actions = {tag: [w.shown.actions for w in worlds if w.spec.embodiment.tag == tag] for tag in bodies}
-    quantiles = {tag: Quantiles.fit(np.concatenate(parts)) for tag, parts in actions.items()}
-    if config.start is not None:
-        policy = QwenVLAPolicy.from_pretrained(config.start)
-    else:
-        policy = _fresh(bodies, tasks, quantiles)
-        if len(bodies) == 1 and config.decoder_depth is None:
-            return policy
-    pixels = {w.spec.embodiment.tag: w.spec.image_size for w in worlds}
-    taught = [(body, policy.eyes.visual_tokens(pixels[tag]), tasks[tag]) for tag, body in bodies.items()]
-    return extend(policy, taught, quantiles, decoder_depth=config.decoder_depth)
-
-
-def _fresh(
-    bodies: dict[str, EmbodimentSpec], tasks: dict[str, list[str]], quantiles: dict[str, Quantiles]
-) -> QwenVLAPolicy:
-    corpus = [body_sentence(body, task) for tag, body in bodies.items() for task in tasks[tag]]
-    tiny = replace(QwenVLAConfig.tiny(), embodiments=tuple(bodies.values()))
-    views = tuple(dict.fromkeys(view for body in bodies.values() for view in body.views))
-    tokenizer = tiny_tokenizer(corpus, views, tiny.backbone["text_config"]["vocab_size"])
-    return QwenVLAPolicy.build(tiny, tokenizer, quantiles)
+    bodies = bodies_of([world.spec for world in worlds])
+    mine = {tag: [world for world in worlds if world.spec.embodiment.tag == tag] for tag in bodies}
+    quantiles = {tag: Quantiles.fit(np.concatenate([w.shown.actions for w in own])) for tag, own in mine.items()}
+    start = None if config.start is None else QwenVLAPolicy.from_pretrained(config.start)
+    unit = (QwenVLAConfig.tiny() if start is None else start.config).picture_unit
+    taught = [
+        (body, max(w.spec.image_size // unit for w in mine[tag]) ** 2, [task for w in mine[tag] for task in w.tasks])
+        for tag, body in bodies.items()
+    ]
+    if start is None:
+        return fresh(taught, quantiles, decoder_depth=config.decoder_depth)
+    return extend(start, taught, quantiles, decoder_depth=config.decoder_depth)
 
 
 def _train(
@@ -155,8 +141,9 @@ def _train(
         def log(line: StepLog) -> None:
             journal.write(json.dumps(asdict(line)) + "\n")
             journal.flush()
+            error = "" if math.isnan(line.pixel_error) else f"  target error {line.pixel_error:.3f} widths"
             print(
-                f"{line.stage:>10} {line.step:6d}  loss {line.loss:.4f}  target error {line.pixel_error:.3f} widths  "
+                f"{line.stage:>10} {line.step:6d}  loss {line.loss:.4f}{error}  "
                 f"{line.seconds / 60:5.1f} min, {line.left / 60:5.1f} left",
                 flush=True,
             )

@@ -73,6 +73,12 @@ class QwenVLAConfig:
     dtype: str = "bfloat16"
     """Storage type of the backbone's weights."""
 
+    @property
+    def picture_unit(self) -> int:
+        """Pixels, a side of what becomes one visual token: sides of pictures are multiples of it."""
+        vision = self.backbone["vision_config"]
+        return int(vision["patch_size"] * vision.get("spatial_merge_size", 2))
+
     @classmethod
     def tiny(cls) -> QwenVLAConfig:
         """Two million parameters with every part of the large one: DeltaNet, attention, vision, joint decoder."""

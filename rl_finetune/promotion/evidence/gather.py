@@ -15,7 +15,11 @@ import torch
 import envs
 from rl_finetune.config.promotion import PromoteConfig
 from rl_finetune.config.worlds import World
-from rl_finetune.policy import QwenVLAPolicy
+from rl_finetune.memory import check_environments
+from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy, compatibility
+from rl_finetune.policy.compatibility import Bytes
+from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.promotion.evidence import latency, parity
 from rl_finetune.promotion.evidence.bounds import check_bounds, limits_of
 from rl_finetune.promotion.evidence.motion import audit
@@ -63,15 +67,18 @@ def bodies_of(config: PromoteConfig, *policies: Weights) -> Mapping[str, Embodim
     """World's label -> its body, once everybody has shaken hands in every world and under every suite.
 
     Raises:
-        UserError: a policy cannot act in a world, or a world cannot be built.
+        UserError: a policy cannot act in a world, this machine cannot hold so many of it, or it cannot be built.
     """
     found: dict[str, EmbodimentSpec] = {}
     for weights in policies:
-        known = QwenVLAPolicy.from_pretrained(
-            weights.section.path, weights.section.backbone, with_backbone=False
-        ).config.embodiments
+        needed = 0
+        folder = local_folder(weights.section.path)
+        policy, own = QwenVLAConfig.load(folder), None if weights.section.backbone else folder / BACKBONE_FOLDER
         for world in config.env.worlds():
-            found[world.label] = handshake(known, envs.spec(world.name, **world.options))
+            spec = envs.spec(world.name, **world.options)
+            found[world.label] = compatibility.check(policy, own, spec)
+            needed += world.num_envs * Bytes.of(policy, spec).acting
+        check_environments(needed, config.env.num_envs)
     for suite in config.asked_suites:
         for world in config.env.perturbed(suite).worlds():
             if suite not in config.gates.suites.lacking.get(world.label, ()):
