@@ -179,7 +179,7 @@ def oversized(target: Target, rng: random.Random) -> str:
     """A message that is larger than any may be, and comes."""
     with Stranger(target) as stranger:
         with suppress(ConnectionError):
-            stranger.frame(bytes(3_000_000))
+            stranger.frame(bytes(6_000_000))
         return stranger.answer()
 
 
@@ -187,6 +187,13 @@ def nan(target: Target, rng: random.Random) -> str:
     """Pictures that are no pictures."""
     picture = np.full((64, 64, 3), rng.choice([np.nan, np.inf, -1.0, 255.0]), rng.choice(["<f2", "<f4", "<f8"]))
     return said(target, encode(observation() | {"observation/ego": picture}))
+
+
+def ignored(target: Target, rng: random.Random) -> str:
+    """Much of everything under a key that nobody reads."""
+    long, deep = b"\xdd\x00\x1e\x84\x80" + b"\xc0" * 2_000_000, b"\x91" * rng.choice([900, 5000]) + b"\xc0"
+    filler = rng.choice([long, deep])
+    return said(target, b"\x84\xa5other" + filler + GOOD[1:])
 
 
 def wordy(target: Target, rng: random.Random) -> str:
@@ -266,6 +273,6 @@ def lost(target: Target, rng: random.Random) -> str:
 
 
 ATTACKS: tuple[Attack, ...] = (
-    mutated, noise, garbage, truncated, broken_off, ill_typed, pickled, deep, wide, boastful, oversized, nan, wordy,
-    chatty, slow, fragments, crowd, impatient, eager, lost,
+    mutated, noise, garbage, truncated, broken_off, ill_typed, pickled, deep, wide, boastful, oversized, nan, ignored,
+    wordy, chatty, slow, fragments, crowd, impatient, eager, lost,
 )  # fmt: skip

@@ -27,7 +27,7 @@ from typing import Any
 
 from benchmarks.attacks import ATTACKS, Target
 from benchmarks.serving import InstantStage, PlainSession, Robot
-from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeSection
+from rl_finetune.config.serving import BatchingSection, NetworkSection, ReadingSection, ServeSection
 from rl_finetune.promotion.serving.server import PolicyServer, run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +38,7 @@ COUNTING = threading.Lock()
 SETTINGS = ServeSection(
     network=NetworkSection(port=0, open_timeout=20, message_timeout=HANG, idle_timeout=30),
     batching=BatchingSection(deadline=60),
+    reading=ReadingSection(largest_side=256),
 )
 
 
@@ -63,7 +64,9 @@ class Score:
     refused: dict[str, float] = field(default_factory=dict)
     """The server's own count, by kind."""
     log: str = ""
-    """What the server wrote: nothing that a stranger does is worth a line."""
+    """What the server wrote beside refusals: nothing that a stranger does is worth more."""
+    refusals: int = 0
+    """Lines of refusals that it wrote."""
     exit_status: int | None = None
     """Of the server, after SIGTERM."""
 
@@ -136,7 +139,9 @@ def fuzz(seconds: float, seed: int) -> Score:
             thread.join(60)
         finish(process, port, score)
         log.seek(0)
-        score.log = log.read()[-2000:]
+        lines = log.read().splitlines()
+        score.refusals = sum(line.startswith("refused (") for line in lines)
+        score.log = "\n".join(line for line in lines if not line.startswith("refused ("))[-2000:]
     return score
 
 

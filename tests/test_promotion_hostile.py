@@ -13,15 +13,16 @@ from websockets.sync.client import connect
 from benchmarks.attacks import ATTACKS, CONT, Stranger, Target, said, slow
 from benchmarks.fuzz_server import fuzz
 from benchmarks.serving import PATIENCE, InstantStage, Robot, observation, serving, until
-from rl_finetune.config.serving import NetworkSection, ServeSection
+from rl_finetune.config.serving import NetworkSection, ReadingSection, ServeSection
 from rl_finetune.promotion.serving.wire import encode
 
 SIZE = 64
 
 
-def served(**network: object):
+def served(reading: ReadingSection = ReadingSection(), **network: object):  # noqa: B008
     """A server with small pictures on a free port."""
-    return serving(InstantStage(image_size=SIZE), ServeSection(network=NetworkSection(port=0, **network)))
+    settings = ServeSection(network=NetworkSection(port=0, **network), reading=reading)
+    return serving(InstantStage(image_size=SIZE), settings)
 
 
 def target(port: int) -> Target:
@@ -53,12 +54,19 @@ def test_a_picture_that_is_none_is_refused_with_a_line_that_says_why(what):
         assert counted(server, "wire") + counted(server, "request") == 1
 
 
-def test_a_message_that_is_too_large_is_cut_while_it_comes():
-    with served(message_bytes=100_000) as (port, server):
+def test_a_message_that_is_too_large_is_cut_while_it_comes_and_told_why(caplog):
+    most = 2 * 3 * 8 * 64**2 + 2**20  # two cameras' pictures in float64, and room for the rest
+    with served(ReadingSection(largest_side=64)) as (port, server):
         robot, honest = Robot(port), Robot(port)
+        assert robot.send(bytes(most)).startswith("frame: got")  # read, and found to be none
+        line = robot.send(bytes(most + 1))
+        assert line == (
+            f"message: got frame with {most + 1} bytes exceeds limit of {most} bytes; expected at most {most} bytes: "
+            "smaller pictures"
+        )
         with pytest.raises(ConnectionClosed, match="1009"):
-            robot.send(bytes(100_001))
-        assert until(lambda: counted(server, "too_big") == 1)
+            robot.honest(5, SIZE)
+        assert counted(server, "too_big") == 1 and f"refused (too_big): {line}" in caplog.text
         assert honest.honest(5, SIZE) is None
         with Stranger(target(port)) as stranger:  # declared and never sent: refused at once all the same
             stranger.frame(b"", declared=2**62)
@@ -66,7 +74,7 @@ def test_a_message_that_is_too_large_is_cut_while_it_comes():
 
 
 @pytest.mark.parametrize("fragmented", [False, True])
-def test_a_message_that_comes_too_slowly_is_given_up_while_others_are_served(fragmented):
+def test_a_message_that_comes_too_slowly_is_given_up_while_others_are_served(fragmented, caplog):
     with served(message_timeout=0.3) as (port, server):
         honest = Robot(port)
         with Stranger(target(port)) as stranger:
@@ -82,6 +90,7 @@ def test_a_message_that_comes_too_slowly_is_given_up_while_others_are_served(fra
                 rounds += 1
                 time.sleep(0.02)
             assert stranger.answer() == "refused" and rounds > 1
+            assert "slow: expected a whole message within 0.3 s" in caplog.text
         assert honest.honest(7, SIZE) is None
         idle = Robot(port)
         time.sleep(0.5)  # silence between messages is no slowness
@@ -185,4 +194,5 @@ def test_under_attack_for_twenty_seconds_every_honest_request_is_served():
     assert score.honest > 0 and score.visits > 0 and len(score.attacks) > len(ATTACKS) / 2
     assert sum(score.refused.values()) > 0 and "internal" not in score.refused
     assert not [name for name, met in score.attacks.items() if "left hanging" in met]
+    assert 0 < score.refusals <= 3 * len(score.refused)  # one line of a kind in ten seconds
     assert score.memory_after - score.memory_before < 64

@@ -8,6 +8,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -28,6 +29,7 @@ from benchmarks.serving import (
 )
 from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeSection
 from rl_finetune.errors import UserError
+from rl_finetune.promotion.serving.refusals import PERIOD, Refusals
 from rl_finetune.promotion.serving.server import PolicyServer
 from tests.serving import ADMIN, KEY, page, status
 
@@ -110,16 +112,52 @@ def test_a_robot_gets_the_metadata_then_a_chunk_for_each_observation():
         assert timing["batch"] == 1 and 0 <= timing["infer_ms"] <= timing["total_ms"] < 1000 * PATIENCE
 
 
-def test_a_bad_request_costs_a_line_and_a_broken_frame_the_connection():
+def test_what_cannot_be_read_costs_a_line_and_the_connection_goes_on(caplog):
     with serving(InstantStage(), settings()) as (port, _):
-        robot, other = Robot(port), Robot(port)
-        assert robot.send(observation() | {"prompt": 5}) == "'prompt': got 5; expected the instruction as text"
+        robot = Robot(port)
+        says = robot.send(observation() | {"prompt": 5})
+        assert says == "'prompt': got 5; expected one printable line of text without '<|'"
         assert robot.honest(3) is None
-        assert robot.send(b"\xc1").startswith("frame: got")
+        assert robot.send(b"\xc1").startswith("frame: got") and robot.honest(4) is None
+        robot.socket.send("hello")
+        assert robot.socket.recv(PATIENCE) == "frame: got text; expected binary msgpack"
+        assert robot.honest(5) is None
+        robot.socket.send(b"\xff\xfe", text=True)  # what websockets itself closes over is said before, too
+        assert robot.socket.recv(PATIENCE).startswith("websocket: got invalid start byte")
         with pytest.raises(ConnectionClosed, match="1007"):
-            robot.honest(3)
-        assert other.honest(4) is None
-        assert 'errors_total{kind="request"} 1' in page(port) and 'errors_total{kind="wire"} 1' in page(port)
+            robot.honest(5)
+        told = page(port)
+        for kind, count in {"request": 1, "wire": 2, "protocol": 1}.items():
+            assert f'errors_total{{kind="{kind}"}} {count}' in told
+    assert f"refused (request): {says}" in caplog.text and "refused (wire): frame: got" in caplog.text
+
+
+def test_a_refusal_is_logged_at_once_and_a_thousand_are_two_lines(caplog):
+    now, counts = 0.0, Counter()
+    refusals = Refusals(counts, lambda: now)
+    for _ in range(1000):
+        refusals.note("wire", "frame: got nonsense")
+    refusals.note("key", "wrong key")
+    now = PERIOD
+    refusals.note("wire", "frame: got more")
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused (wire): frame: got nonsense", "refused (key): wrong key",
+        "refused (wire): frame: got more; and 999 more since the last line",
+    ]  # fmt: skip
+    assert counts == {"wire": 1001, "key": 1}
+
+
+@pytest.mark.parametrize(
+    "shape", [(720, 1280, np.uint8), (480, 640, np.float32), (480, 640, np.float64), (1280, 1280, np.float64)]
+)
+def test_what_cameras_send_is_taken_from_all_of_them_at_once(shape):
+    height, width, dtype = shape
+    with serving(InstantStage(image_size=64, views=("ego", "left", "right")), settings()) as (port, _):
+        picture = np.full((height, width, 3), 1 if dtype == np.uint8 else 1 / 255, dtype)
+        said = {"images": dict.fromkeys(("ego", "left", "right"), picture), "prompt": "reach"}
+        reply = Robot(port).send(said)
+        # A picture of 1280 x 720 is padded with black above.
+        assert reply["actions"][0, 0] == (0.0 if height != width else 1.0)
 
 
 class Unknown(PlainSession):

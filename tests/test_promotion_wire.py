@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rl_finetune.promotion.serving.reading import Body, Reader, RequestError, bodies
-from rl_finetune.promotion.serving.wire import DTYPES, MAX_CONTAINERS, WireError, decode, encode
+from rl_finetune.promotion.serving.wire import DTYPES, IGNORED, MAX_CONTAINERS, WireError, decode, encode
 
 PICTURE = np.arange(8 * 10 * 3, dtype=np.uint8).reshape(8, 10, 3)
 READER = Reader({"widowx": Body("widowx", ("ego",), 10)})
@@ -81,7 +81,9 @@ REFUSED = {
     "objects": array(b"12345678", "|O", [1]),
     "complex numbers": array(b"12345678", "<c8", [1]),
     "void": array(b"1234", "|V4", [1]),
-    "texts": array(b"1234", "<U1", [1]),
+    "texts that are none": array(b"\xff\xff\xff\x7f", "<U1", [1]),
+    "texts without end": array(bytes(4 * 5000), "<U5000", []),
+    "a dtype of texts without a length": array(b"", "<U0", []),
     "times": array(b"12345678", "<M8[s]", [1]),
     "structured numbers": array(b"12345678", "f4,f4", [1]),
     "a list of fields": array(b"1234", [["a", "<f4"]], [1]),
@@ -118,6 +120,62 @@ def test_refused(what):
     assert len(str(caught.value)) < 500 and str(caught.value).isprintable()
 
 
+REACH = ("reach", b"reach", np.str_("reach"), np.array("reach"), np.array(["reach"]), np.array(b"reach"), ["reach"])
+
+
+@pytest.mark.parametrize("prompt", REACH, ids=repr)
+def test_a_prompt_is_read_in_whatever_way_a_client_packs_a_text(prompt):
+    frame = msgpack.packb({"observation/image": packed(PICTURE), "prompt": packed(prompt)})
+    assert READER.read(decode(frame, READER.keys)).prompt == "reach"
+
+
+def packed(value: object) -> object:
+    """As openpi's client packs it, which lets texts in arrays through."""
+    if not isinstance(value, np.ndarray):
+        return value
+    return {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str, b"shape": list(value.shape)}
+
+
+NOT_READ = {
+    "texts": packed(np.array(["put the cube away", "open the door"])),
+    "a long list": list(range(1000)),
+    "a picture as lists": np.zeros((40, 40, 3), int).tolist(),
+    "a long text": "a" * 100_000,
+    "a picture in bytes": bytes(100_000),
+    "dates": packed(np.array(["2026-01-01"], "M8[D]")),
+    "complex numbers": {b"__ndarray__": True, b"data": bytes(8), b"dtype": "<c8", b"shape": [1]},
+    "an extension": msgpack.Timestamp(1),
+    "a map with numbers for keys": {1: 2, 3: {4: 5}},
+    "a map of everything": {"camera": {"intrinsics": [[1.0] * 300], "names": packed(np.array(["a", "b"]))}},
+    "lists in lists": [[[[[[[[1]]]]]]]],
+}
+
+
+@pytest.mark.parametrize("what", NOT_READ)
+@pytest.mark.parametrize("place", ["beside", "among the pictures"])
+def test_what_nobody_reads_may_be_anything(what, place):
+    """A robot's client also sends what this policy does not look at."""
+    extra, good = {"other": NOT_READ[what]}, packed(PICTURE)
+    beside = {"prompt": "reach", "observation/image": good} | extra
+    among = {"prompt": "reach", "images": {"ego": good} | extra}
+    frame = msgpack.packb(beside if place == "beside" else among, strict_types=False)
+    reading = READER.read(decode(frame, READER.keys))
+    assert np.array_equal(reading.images["ego"][1:9], PICTURE) and reading.prompt == "reach"
+    assert decode(frame, {"prompt": None})["other" if place == "beside" else "images"] is IGNORED
+
+
+@pytest.mark.parametrize("what", ["no msgpack", "cut off", "something after it"])
+def test_a_frame_that_is_none_is_refused_though_nobody_reads_it(what):
+    with pytest.raises(WireError, match=r"frame: got .+; expected"):
+        decode(REFUSED[what], {"prompt": None})
+
+
+def test_numbers_may_be_arrays_of_one():
+    said = message(time=np.array([2.5]), reset=np.array(True), episode=np.array([[3]]), seed=np.array(9))
+    reading = READER.read(said | {"embodiment": np.array("widowx")})
+    assert (reading.time, reading.reset, reading.episode, reading.seed) == (2.5, True, 3, 9)
+
+
 def test_a_frame_is_refused_before_it_costs_much_memory():
     """Four million containers, of which each costs 56 bytes once it is made, in a frame of four megabytes."""
     bomb = b"\xdc\x00\xc8" + (b"\xdc\x00\xc8" + (b"\xdc\x00\xc8" + b"\x90" * 200) * 200) * 100
@@ -126,7 +184,7 @@ def test_a_frame_is_refused_before_it_costs_much_memory():
         decode(bomb)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 200_000
+    assert peak < len(bomb) + 2_000_000  # a copy of the frame, and no more
 
 
 def test_random_bytes_and_single_flips_never_do_anything_but_be_refused_or_decoded():
@@ -191,7 +249,9 @@ BAD = {
     "infinity": (message(observation__image=np.where(PICTURE == 5, np.inf, 0.5)), "NaN or infinity"),
     "floats to 255": (message(observation__image=PICTURE.astype(np.float32)), "239"),
     "no prompt": (message(prompt=None), "'prompt': got nothing"),
-    "an empty prompt": (message(prompt=""), "0 characters"),
+    "an empty prompt": (message(prompt=""), "'prompt': got ''"),
+    "two prompts": (message(prompt=np.array(["reach", "lift"])), "array"),
+    "a prompt of bytes that are no text": (message(prompt=b"\xff\xfe"), "'prompt'"),
     "a long prompt": (message(prompt="a" * 501), "501 characters"),
     "a prompt with a special token": (message(prompt="<|image_pad|>"), "without"),
     "a prompt of two lines": (message(prompt="reach\nstop"), "printable line"),

@@ -10,8 +10,7 @@ from rl_finetune.cli.parser import Commands, add
 from rl_finetune.errors import UserError
 
 SERVE = """\
-Serve a policy to robots over websockets, as openpi's clients speak. No action leaves it that is beyond the bundle's
-limits.
+Serve a policy to robots on openpi's websocket wire. No action leaves it that is beyond the bundle's limits.
 
 Without BUNDLE it serves what the registry has promoted, and follows it: promoting another bundle, or rolling back,
 swaps who acts without losing a connection. Robots are held while a bundle acts that is retired or rejected, or the

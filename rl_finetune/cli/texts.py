@@ -19,7 +19,7 @@ examples:
   rl-finetune evaluate policy.adapter=runs/train/adapter
                                                       success of a trained adapter
   rl-finetune promote                                 may the trained adapter drive a robot? configs/promote.yaml
-  rl-finetune serve runs/promote/bundle               a policy server for openpi's robot clients
+  rl-finetune serve runs/promote/bundle               a policy server on openpi's websocket wire
   rl-finetune show-config train --describe            every setting with its meaning
 
 Settings come from a YAML file and from key=value overrides after it; a file may extend another.

@@ -20,8 +20,6 @@ class NetworkSection(Section):
     """File that holds it instead."""
     admin_key_env: str = "RL_FINETUNE_ADMIN_KEY"
     """Environment variable that holds the key for swapping and rolling back over the network; unset is no such way."""
-    message_bytes: int = Field(2_097_152, ge=1024)
-    """Longest message. Two pictures of 224 x 224 pixels are 0.3 MB, two of 640 x 480 are 1.8 MB."""
     connections: int = Field(64, ge=1)
     """Clients at a time."""
     connections_per_address: int = Field(32, ge=1)
@@ -54,10 +52,12 @@ class BatchingSection(Section):
 class ReadingSection(Section):
     """What a message may say."""
 
-    prompt_chars: int = Field(500, ge=1)
+    prompt_chars: int = Field(500, ge=1, le=4096)
     """Longest instruction."""
-    largest_side: int = Field(2048, ge=8)
-    """Pixels of the longer side of a picture."""
+    largest_side: int = Field(1280, ge=8, le=8192)
+    """Pixels of the longer side of a picture. The longest message follows from it: as many such pictures as the bundle
+    has cameras, in float64, and 1 MiB for the rest; 40 MB a camera at 1280 pixels. Each client may have about three of
+    them in the server's memory."""
 
 
 class ServeSection(Section):

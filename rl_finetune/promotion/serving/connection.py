@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import State
 
 from rl_finetune.config.serving import NetworkSection
@@ -20,7 +20,17 @@ TURNED_AWAY = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 52\r\n\r\n"
     b"too many handshakes at a time, or one that is long.\n"
 )
+WORDS = {
+    CloseCode.MESSAGE_TOO_BIG: ("too_big", "message"),
+    CloseCode.PROTOCOL_ERROR: ("protocol", "websocket"),
+    CloseCode.INVALID_DATA: ("protocol", "websocket"),
+}
+"""Close codes with which websockets itself refuses what a client sends -> kind of the refusal, and what it is about."""
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
+
+
+Refused = Callable[[str, str], None]
+"""Is told the kind of a refusal, and what the client is told."""
 
 
 class Knocking:
@@ -30,7 +40,7 @@ class Knocking:
     pushes out his own, and an honest client, who is through in milliseconds, stays.
     """
 
-    def __init__(self, most: int, refused: Callable[[str], None]) -> None:
+    def __init__(self, most: int, refused: Refused) -> None:
         self._most, self._refused = most, refused
         self._by_address: dict[str, dict[GuardedConnection, None]] = {}
         self._count = 0
@@ -43,7 +53,7 @@ class Knocking:
             most = max(self._by_address, key=lambda address: len(self._by_address[address]))
             oldest = next(iter(self._by_address[most]))
             self.remove(oldest)
-            self._refused("knocking")
+            self._refused("knocking", f"one of more than {self._most} handshakes at a time, from {oldest.address}")
             oldest.turn_away()
 
     def remove(self, connection: GuardedConnection) -> None:
@@ -57,16 +67,18 @@ class Knocking:
 
 
 class GuardedConnection(ServerConnection):
-    """websockets' own connection with a clock on every message."""
+    """websockets' own connection with a clock on every message. Whatever it closes over, it says so in words before:
+    clients read replies, and no close codes."""
 
     def __init__(
-        self, *args: Any, network: NetworkSection, knocking: Knocking, refused: Callable[[str], None], **kwargs: Any
+        self, *args: Any, network: NetworkSection, most: int, knocking: Knocking, refused: Refused, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         self.address = ""
         """Where it comes from, without the port."""
         self._leaving: Callable[[], None] = lambda: None
-        self._network, self._knocking, self._refused = network, knocking, refused
+        self._network, self._most, self._knocking, self._refused = network, most, knocking, refused
+        self._told = False
         self._fragmented = False
         self._heard = 0
         self._begun: asyncio.TimerHandle | None = None
@@ -99,12 +111,27 @@ class GuardedConnection(ServerConnection):
         if self.request is None:
             self._heard += len(data)
             if self._heard > HANDSHAKE_BYTES:
-                self._refused("handshake")
+                self._refused("handshake", f"a handshake of more than {HANDSHAKE_BYTES} bytes from {self.address}")
                 self.turn_away()
                 return
         elif self._begun is None and self.state is State.OPEN:
             self._set_clock(True)
         super().data_received(data)
+
+    def send_data(self) -> None:
+        """Before websockets closes over what came, say in words why."""
+        close = self.protocol.close_sent
+        if close is not None and close.code in WORDS and self.protocol.close_rcvd is None and not self._told:
+            kind, what = WORDS[CloseCode(close.code)]
+            expected = f"at most {self._most} bytes: smaller pictures" if kind == "too_big" else "frames of RFC 6455"
+            self._say(kind, f"{what}: got {close.reason}; expected {expected}")
+        super().send_data()
+
+    def _say(self, kind: str, line: str) -> None:
+        """A refusal in words."""
+        self._told = True
+        self._refused(kind, line)
+        self.transport.write(Frame(Opcode.TEXT, line.encode()).serialize(mask=False))
 
     def process_event(self, event: Any) -> None:
         super().process_event(event)
@@ -120,6 +147,7 @@ class GuardedConnection(ServerConnection):
         self._begun = self.loop.call_later(self._network.message_timeout, self._give_up) if running else None
 
     def _give_up(self) -> None:
-        self._refused("slow")
         reason = f"slow: expected a whole message within {self._network.message_timeout:g} s"
+        if self.state is State.OPEN:
+            self._say("slow", reason)
         self._closing = self.loop.create_task(self.close(SLOW, reason))

@@ -24,7 +24,7 @@ class Front:
         key: Key | None,
         admin: Key | None,
         places: Places,
-        refused: Callable[[str], None],
+        refused: Callable[[str, str], None],
         page: Callable[[], str],
     ) -> None:
         """Know whom to let in.
@@ -33,7 +33,7 @@ class Front:
             key: of clients; None lets everyone in.
             admin: of operators; None is no way in for them.
             places: how many clients.
-            refused: counts refusals by kind.
+            refused: told the kind of each refusal, and its words.
             page: text of the metrics.
         """
         self.stopping = False
@@ -82,7 +82,7 @@ class Front:
         return None
 
     def _refuse(self, connection: ServerConnection, status: int, kind: str, text: str) -> Response:
-        self._refused(kind)
+        self._refused(kind, text)
         response = connection.respond(http.HTTPStatus(status), f"{text}\n")
         if status == http.HTTPStatus.UNAUTHORIZED:
             response.headers["WWW-Authenticate"] = "Api-Key"

@@ -1,6 +1,7 @@
 """From a decoded message to a typed reading: the one place where a client's dict is looked into. numpy and PIL only.
 
-Keys that are taken (anything else is ignored, since robot clients also send what this policy does not look at):
+Keys that are taken (anything else is ignored, since robot clients also send what this policy does not look at; texts
+and numbers may also come as arrays of one):
 
     <view>, observation/<view>, images: {<view>: ...}   a picture for every view that the embodiment names
     observation/image                                   the same, where it names only one
@@ -23,10 +24,18 @@ import numpy as np
 from rl_finetune import pictures
 from rl_finetune.arrays import NotFiniteError
 from rl_finetune.errors import UserError
+from rl_finetune.instructions import instruction
+from rl_finetune.promotion.serving.wire import Keys
 from rl_finetune.types import ImageArray, Observation
 
+TAKEN = ("prompt", "embodiment", "time", "reset", "episode", "seed", "ahead")
+"""Keys that are no pictures."""
 LEAST_SIDE = 8
 """Pixels: below that it is no picture."""
+WIDEST = 8
+"""Bytes of the widest number that a picture may come in (float64)."""
+REST_BYTES = 1 << 20
+"""Room in a message for what is no picture."""
 LARGEST = 2**63 - 1
 """What a seed or the number of an episode may be."""
 SHOWN = 60
@@ -88,8 +97,21 @@ class Reader:
     """Robot tag -> what it shows."""
     prompt_chars: int = 500
     """Longest instruction."""
-    largest_side: int = 2048
+    largest_side: int = 1280
     """Pixels of the longer side of a picture."""
+
+    @property
+    def keys(self) -> Keys:
+        """What is read of a message."""
+        views = sorted({view for body in self.bodies.values() for view in body.views})
+        named = [key for view in views for key in (view, f"observation/{view}")]
+        return {**dict.fromkeys((*named, "observation/image", *TAKEN)), "images": dict.fromkeys(views)}
+
+    @property
+    def message_bytes(self) -> int:
+        """Longest message that can be right: every picture of a body as large and in as wide numbers as may be."""
+        pictures_ = max(len(body.views) for body in self.bodies.values())
+        return pictures_ * 3 * WIDEST * self.largest_side**2 + REST_BYTES
 
     def read(self, message: object) -> Reading:
         """Check a message.
@@ -99,7 +121,7 @@ class Reader:
         """
         if not isinstance(message, dict):
             raise RequestError("message", got=type(message).__name__, expected="a dict of observations")
-        body = self._body(message.get("embodiment"))
+        body = self._body(_plain(message.get("embodiment")))
         return Reading(
             images={view: self._image(message, view, body) for view in body.views},
             prompt=self._prompt(message.get("prompt")),
@@ -134,14 +156,13 @@ class Reader:
         key, value = found[0]
         return pictures.fitted(picture(key, value, self.largest_side), body.image_size)
 
-    def _prompt(self, text: object) -> str:
-        if not isinstance(text, str):
-            raise RequestError("'prompt'", got=_brief(text), expected="the instruction as text")
-        if not 0 < len(text) <= self.prompt_chars:
-            raise RequestError("'prompt'", got=f"{len(text)} characters", expected=f"1 to {self.prompt_chars}")
-        # The tokenizer would take <|image_pad|> in a text for a picture.
-        if "<|" in text or not text.isprintable():
-            raise RequestError("'prompt'", got=_brief(text), expected="one printable line without '<|'")
+    def _prompt(self, value: object) -> str:
+        try:
+            text = instruction(value)
+        except UserError as error:
+            raise RequestError("'prompt'", got=error.got, expected=error.expected) from error
+        if len(text) > self.prompt_chars:
+            raise RequestError("'prompt'", got=f"{len(text)} characters", expected=f"at most {self.prompt_chars}")
         return text
 
 
@@ -174,7 +195,13 @@ def picture(key: str, value: object, largest_side: int) -> ImageArray:
         raise RequestError(what, got="NaN or infinity", expected="finite numbers") from error
 
 
+def _plain(value: object) -> object:
+    """The only entry of an array of one; anything else as it is."""
+    return value.reshape(())[()] if isinstance(value, np.ndarray) and value.size == 1 else value
+
+
 def _seconds(value: object) -> float | None:
+    value = _plain(value)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
@@ -186,6 +213,7 @@ def _seconds(value: object) -> float | None:
 
 
 def _flag(key: str, value: object) -> bool:
+    value = _plain(value)
     if value is None:
         return False
     if not isinstance(value, bool | np.bool_):
@@ -194,6 +222,7 @@ def _flag(key: str, value: object) -> bool:
 
 
 def _number(key: str, value: object) -> int | None:
+    value = _plain(value)
     if value is None:
         return None
     number = int(value) if isinstance(value, int | np.integer) and not isinstance(value, bool) else -1

@@ -23,6 +23,7 @@ from typing import cast
 import numpy as np
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from rl_finetune.config.serving import ServeSection
 from rl_finetune.errors import UserError
@@ -32,16 +33,19 @@ from rl_finetune.promotion.serving.connection import GuardedConnection, Knocking
 from rl_finetune.promotion.serving.contract import Acting, Answered, Conversation
 from rl_finetune.promotion.serving.front import ADMIN, Front
 from rl_finetune.promotion.serving.metrics import Metrics
-from rl_finetune.promotion.serving.reading import Reader, RequestError, bodies
+from rl_finetune.promotion.serving.reading import Reader, Reading, RequestError, bodies
+from rl_finetune.promotion.serving.refusals import Refusals
 from rl_finetune.promotion.serving.registry_watch import RegistryWatch
 from rl_finetune.promotion.serving.requests import ActReply, ActRequest
 from rl_finetune.promotion.serving.swapping import Swapper
-from rl_finetune.promotion.serving.wire import WireError, decode, encode
+from rl_finetune.promotion.serving.wire import Keys, WireError, decode, encode
 
 LOG = logging.getLogger(__name__)
-GOING_AWAY, INVALID, IDLE = 1001, 1007, 1000
+GOING_AWAY, IDLE = 1001, 1000
 CLOSE_SECONDS = 2.0
 """What a client may take to say goodbye."""
+LARGE = 1 << 20
+"""Bytes of a message that is read beside the event loop."""
 ORDER_CHARS = 4096
 """Longest order of an operator."""
 INTERNAL = "internal error; the server's log has it"
@@ -80,23 +84,24 @@ class PolicyServer:
         self._stopping = False
         network = settings.network
         places = Places(network.connections, network.connections_per_address)
-        self._front = Front(client_key(network), admin_key(network), places, self._count, self._page)
+        self._refused = Refusals(self.metrics.errors).note
+        self._front = Front(client_key(network), admin_key(network), places, self._refused, self._page)
         self._changed()
 
     async def start(self) -> int:
         """Listen; returns the port."""
         network = self._settings.network
-        knocking = Knocking(network.knocking, self._count)
+        knocking, most = Knocking(network.knocking, self._refused), self._reader.message_bytes
         self._swapper = Swapper(self._stage, self.metrics, self._watch, self._changed)
         self._front.held = lambda: self._swapper.held
         self._batcher = Batcher(self._act, self._settings.batching, lambda: len(self._talking))
-        connection = partial(GuardedConnection, network=network, knocking=knocking, refused=self._count)
+        connection = partial(GuardedConnection, network=network, most=most, knocking=knocking, refused=self._refused)
         self._server: Server = await serve(
             self._handle, network.host, network.port,
             process_request=self._front.admit, origins=[None], compression=None,
             open_timeout=network.open_timeout, close_timeout=CLOSE_SECONDS,
             ping_interval=network.ping_interval, ping_timeout=network.ping_interval,
-            max_size=network.message_bytes, max_queue=1, server_header=None, logger=_quiet_logger(),
+            max_size=most, max_queue=1, server_header=None, logger=_quiet_logger(),
             create_connection=cast(type[ServerConnection], connection),
         )  # fmt: skip
         self._following = None
@@ -156,8 +161,9 @@ class PolicyServer:
             async with asyncio.timeout(self._settings.network.idle_timeout):
                 return await ws.recv()
         except TimeoutError:
-            self._count("idle")
-            await ws.close(IDLE, f"idle: no message within {self._settings.network.idle_timeout:g} s")
+            reason = f"idle: no message within {self._settings.network.idle_timeout:g} s"
+            self._refused("idle", reason)
+            await ws.close(IDLE, reason)
             raise _Gone from None
 
     async def _reply(
@@ -168,22 +174,14 @@ class PolicyServer:
         self.metrics.requests += 1
         try:
             payload: str | bytes = await self._answer(frame, session, gone, came)
-        except WireError as error:
-            self._count("wire")
-            await self._send(ws, _line(error))
-            await ws.close(INVALID, "not a frame of this wire")
-            raise _Gone from None
-        except (RequestError, UserError) as error:
-            self._count("request")
-            payload = _line(error)
-        except Refused as error:
-            self._count(error.kind)
-            payload = _line(error)
         except (_Gone, ConnectionClosed):
             raise
+        except (WireError, RequestError, UserError, Refused) as error:
+            payload = _line(error)
+            self._refused(_kind(error), payload)
         except Exception:
             LOG.exception("request failed")
-            self._count("internal")
+            self._refused("internal", INTERNAL)
             payload = INTERNAL
         await self._send(ws, payload)
 
@@ -193,7 +191,9 @@ class PolicyServer:
         """The frame with the chunk."""
         if isinstance(frame, str):
             raise WireError("frame", got="text", expected="binary msgpack")
-        request = session.ask(self._reader.read(decode(frame)), came)
+        # Large pictures take tens of milliseconds, in which the others are served.
+        read = partial(_read, frame, self._reader, self._keys)
+        request = session.ask(await asyncio.to_thread(read) if len(frame) > LARGE else read(), came)
         reply, answer = await self._chunk(request, session, gone)
         if not np.isfinite(answer.actions).all():
             raise RuntimeError("an action that is not finite came through the safety envelope")
@@ -230,9 +230,9 @@ class PolicyServer:
         digest = self._swapper.digest
         try:
             answer = session.hold(why.kind, digest, time.monotonic())
-        except UserError as unknown:
+        except (UserError, RequestError) as unknown:
             raise why from unknown
-        self._count(why.kind)
+        self._refused(why.kind, _line(why))
         return ActReply(answer.actions, digest, seconds=0.0, batch=0), answer
 
     async def _computed(self, request: ActRequest, gone: asyncio.Future[None]) -> ActReply:
@@ -248,7 +248,7 @@ class PolicyServer:
         except asyncio.CancelledError:
             if not gone.done():  # it is this task that is cancelled
                 raise
-            self._count("gone")
+            self._refused("gone", "a client left before its answer")
             raise _Gone from None
         finally:
             gone.remove_done_callback(leave)
@@ -266,7 +266,7 @@ class PolicyServer:
             async with asyncio.timeout(self._settings.network.message_timeout):
                 await ws.send(payload)
         except TimeoutError:
-            self._count("slow")
+            self._refused("slow", "a client does not take its reply")
             ws.transport.abort()
             raise _Gone from None
 
@@ -278,6 +278,7 @@ class PolicyServer:
         reading = self._settings.reading
         known = bodies(self._stage.metadata())
         self._reader = Reader(known, prompt_chars=reading.prompt_chars, largest_side=reading.largest_side)
+        self._keys = self._reader.keys
 
     def _tally(self, reply: ActReply, answer: Answered, seconds: float) -> None:
         metrics = self.metrics
@@ -290,14 +291,9 @@ class PolicyServer:
             metrics.batch.observe(reply.batch)
 
     def _note(self, error: ConnectionClosed) -> None:
-        """Count a connection that websockets has closed because of what the client sent."""
-        if error.sent is not None and not error.rcvd_then_sent:
-            kind = {1002: "protocol", 1007: "protocol", 1009: "too_big", 1011: "ping"}.get(error.sent.code)
-            if kind is not None:
-                self._count(kind)
-
-    def _count(self, kind: str) -> None:
-        self.metrics.errors[kind] += 1
+        """Count a client that has vanished without a goodbye."""
+        if error.sent is not None and error.sent.code == CloseCode.INTERNAL_ERROR and not error.rcvd_then_sent:
+            self._refused("ping", "a client does not answer pings any more")
 
     def _page(self) -> str:
         self.metrics.connections = len(self._talking)
@@ -330,6 +326,16 @@ def _message(reply: ActReply, answer: Answered, seconds: float) -> dict[str, obj
         "held": bool(answer.held),
         "interventions": {kind: int(count) for kind, count in answer.interventions.items()},
     }
+
+
+def _read(frame: bytes, reader: Reader, keys: Keys) -> Reading:
+    return reader.read(decode(frame, keys))
+
+
+def _kind(error: Exception) -> str:
+    if isinstance(error, Refused):
+        return error.kind
+    return "wire" if isinstance(error, WireError) else "request"
 
 
 def _line(error: Exception) -> str:

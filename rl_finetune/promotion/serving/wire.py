@@ -1,22 +1,28 @@
 """openpi's wire: msgpack frames with numpy arrays in them, from untrusted hands. msgpack and numpy only.
 
+Robots also send what this policy does not look at: keys that are not asked for are passed over unread, whatever they
+hold.
+
 An array is the map `{b"__ndarray__": True, b"data": bytes, b"dtype": "|u1", b"shape": [...]}`, a numpy scalar
 `{b"__npgeneric__": True, b"data": number, b"dtype": "<f4"}`. There is no pickle here, no type extension and no dtype
-but plain numbers. What a frame may cost is known before it is paid: arrays share the memory of the frame's own bytes,
-and containers are counted while they are built.
+but plain numbers and short texts. What a frame may cost is known before it is paid: an array's bytes are not copied
+again, and containers are counted while they are built.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgpack
 import numpy as np
 
 DTYPES = ("|b1", "|u1", "|i1", "<u2", "<i2", "<u4", "<i4", "<u8", "<i8", "<f2", "<f4", "<f8")
-"""Plain numbers, little-endian: all that any client of this wire sends."""
+"""Plain numbers, little-endian."""
+TEXTS = re.compile(r"<U[1-9][0-9]{0,3}|\|S[1-9][0-9]{0,3}")
+"""Texts of a fixed length: what an instruction becomes in `np.array`."""
 MAX_CONTAINERS = 256
 """Maps and lists in one frame; an observation has a dozen."""
 MAX_ENTRIES = 256
@@ -31,35 +37,54 @@ _ARRAY_KEYS = {b"__ndarray__", b"data", b"dtype", b"shape"}
 _SCALAR_KEYS = {b"__npgeneric__", b"data", b"dtype"}
 
 
+Keys: TypeAlias = "Mapping[str, Keys | None]"
+"""What is read of a map: the whole value of a key, or some keys of the map that it is."""
+
+
+class Ignored:
+    """Stands for what was not read."""
+
+
+IGNORED = Ignored()
+
+
 class WireError(Exception):
-    """Bytes that are no frame of this wire; the connection cannot be trusted to go on."""
+    """Bytes that are no frame of this wire. `str` is the line that the client is sent."""
 
     def __init__(self, what: str, *, got: object, expected: object) -> None:
         self.what, self.got, self.expected = what, got, expected
         super().__init__(f"{what}: got {got}; expected {expected}")
 
 
-def decode(frame: bytes) -> object:
-    """What a frame says; arrays are read-only views of its bytes.
+def decode(frame: bytes, keys: Keys | None = None) -> object:
+    """What a frame says; arrays are read-only.
+
+    Args:
+        frame: msgpack.
+        keys: what is read of the map that it holds; the values of other keys are `IGNORED`. None reads everything.
 
     Raises:
-        WireError: it is not msgpack, too rich, or has something in it that this wire does not carry.
+        WireError: it is not msgpack, or what is read is too rich, or something that this wire does not carry.
     """
     builder = _Builder()
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(len(frame), 1),
+        object_hook=builder.map, list_hook=builder.list, ext_hook=_no_extension,
+        raw=False, strict_map_key=True,
+        max_str_len=MAX_TEXT, max_bin_len=len(frame), max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES,
+        max_ext_len=0,
+    )  # fmt: skip
     try:
-        message = msgpack.unpackb(
-            frame,
-            object_hook=builder.map, list_hook=builder.list, ext_hook=_no_extension,
-            raw=False, strict_map_key=True,
-            max_str_len=MAX_TEXT, max_bin_len=len(frame), max_array_len=MAX_ENTRIES, max_map_len=MAX_ENTRIES,
-            max_ext_len=0,
-        )  # fmt: skip
+        unpacker.feed(frame)
+        message = _value(unpacker, frame, keys)
+        if unpacker.tell() != len(frame):
+            raise WireError("frame", got="something behind its end", expected="one message")
     except WireError:
         raise
     # msgpack's own refusals are ValueErrors; a stack that is too deep, or a key that cannot be one, are not.
     except (ValueError, TypeError, OverflowError, RecursionError, msgpack.UnpackException) as error:
         raise WireError(
-            "frame", got=_reason(error), expected="msgpack of numbers, texts, maps, lists, arrays"
+            "frame", got=_reason(error), expected="binary msgpack of numbers, texts, maps, lists, arrays"
         ) from None
     _check_depth(message, MAX_DEPTH)
     return message
@@ -73,6 +98,29 @@ def encode(message: Mapping[str, object]) -> bytes:
     """
     packed: bytes = msgpack.packb(message, default=_pack)
     return packed
+
+
+def _value(unpacker: msgpack.Unpacker, frame: bytes, keys: Keys | None) -> object:
+    """The next value."""
+    if keys is None or not _begins_map(frame[unpacker.tell() :][:1]):
+        return unpacker.unpack()
+    entries = unpacker.read_map_header()
+    if entries > MAX_ENTRIES:
+        raise WireError("frame", got=f"a map of {entries} keys", expected=f"at most {MAX_ENTRIES}")
+    found: dict[str, object] = {}
+    for _ in range(entries):
+        key = unpacker.unpack()
+        if isinstance(key, str) and key in keys:
+            found[key] = _value(unpacker, frame, keys[key])
+            continue
+        unpacker.skip()
+        if isinstance(key, str):
+            found[key] = IGNORED
+    return found
+
+
+def _begins_map(byte: bytes) -> bool:
+    return byte in (b"\xde", b"\xdf") or b"\x80" <= byte <= b"\x8f"
 
 
 class _Builder:
@@ -102,7 +150,7 @@ class _Builder:
 def _array(found: dict[Any, Any]) -> np.ndarray:
     if found.keys() != _ARRAY_KEYS or found[b"__ndarray__"] is not True:
         raise WireError("array", got="another set of keys", expected="__ndarray__ (true), data, dtype, shape")
-    dtype, data, shape = _dtype(found[b"dtype"]), found[b"data"], found[b"shape"]
+    dtype, data, shape = _dtype(found[b"dtype"], texts=True), found[b"data"], found[b"shape"]
     if not isinstance(data, bytes):
         raise WireError("array data", got=type(data).__name__, expected="bytes")
     plain = isinstance(shape, list) and len(shape) <= MAX_AXES and all(type(n) is int and n >= 0 for n in shape)
@@ -112,6 +160,10 @@ def _array(found: dict[Any, Any]) -> np.ndarray:
     if needed != len(data):
         got = f"{len(data)} bytes for shape {shape} of {dtype.str}"
         raise WireError("array data", got=got, expected=f"{needed} bytes")
+    if dtype.kind in "US" and len(data) > MAX_TEXT:
+        raise WireError("array of texts", got=f"{len(data)} bytes", expected=f"at most {MAX_TEXT}")
+    if dtype.kind == "U":
+        data.decode("utf-32-le")  # numpy would fail over it later
     try:
         return np.frombuffer(data, dtype).reshape(shape)
     except ValueError as error:  # no elements, and yet an axis beyond what numpy can count
@@ -131,8 +183,8 @@ def _scalar(found: dict[Any, Any]) -> np.generic:
         return dtype.type(value)
 
 
-def _dtype(name: object) -> np.dtype:
-    if not isinstance(name, str) or name not in DTYPES:
+def _dtype(name: object, texts: bool = False) -> np.dtype:
+    if not isinstance(name, str) or not (name in DTYPES or (texts and TEXTS.fullmatch(name))):
         raise WireError("dtype", got=_short(name), expected=f"one of {', '.join(DTYPES)}")
     return np.dtype(name)
 
