@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,9 +17,8 @@ from envs import VectorEnv
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import World
 from rl_finetune.errors import UserError
-from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import guide, load_adapters, merge_adapters
-from rl_finetune.spec import EmbodimentSpec, handshake
+from rl_finetune.policy.loading import load_policy
+from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import IntArray, SeedKeys
 
 SWAP_TOKENS = 96
@@ -63,15 +61,8 @@ class Player:
         torch.set_num_threads(1)
         self.settings = evaluation
         built = [_made(world) for world in worlds]
-        self.policy = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone)
-        if policy.adapter is not None:
-            self.policy = merge_adapters(load_adapters(self.policy, Path(policy.adapter)))
-        if policy.guidance is not None:
-            guide(self.policy, policy.guidance)
-        self.policy.to(device_for(gpus))
-        bodies = [handshake(self.policy.config.embodiments, env.spec) for env in built]
-        for env in built:
-            self.policy.make_room_for(env.spec)
+        self.policy = load_policy(policy, [env.spec for env in built], merge=True).to(device_for(gpus))
+        bodies = [self.policy.body(env.spec.embodiment.tag) for env in built]
         guarded = [None if guards is None else guards(body) for body in bodies]
         self.seats = tuple(map(Seat, worlds, built, bodies, guarded))
 

@@ -171,9 +171,8 @@ def _seen(episode: int) -> Observation:
 
 def _chunk(bundle: Bundle, episode: int, seen: Observation) -> FloatArray:
     """What an evaluation would do: [H, c]."""
-    policy = bundle.load()
-    (body,) = (body for body in policy.config.embodiments if body.tag == "widowx")
-    policy.make_room_for(envs.spec(WORLD))
+    policy = bundle.load([envs.spec(WORLD)])
+    body = policy.body("widowx")
     acted = policy.act(policy.look(seen), _keys(episode), np.zeros(1, np.int64), body, TEMPERATURE)
     chunk: FloatArray = acted.actions[0, :, : body.action.channels]
     return chunk

@@ -17,9 +17,10 @@ import numpy as np
 import envs
 from actors.evaluator import run_episodes
 from benchmarks.serving import listening
-from rl_finetune.config.schema import EvaluationSection
+from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.serving import ActingSection, BatchingSection, NetworkSection, ServeConfig, ServeSection
 from rl_finetune.metrics.intervals import paired_gain, wilson
+from rl_finetune.policy.loading import prompt_room
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
@@ -85,7 +86,7 @@ def play(policy: str, world: str, episodes: int, clients: int, python: Path) -> 
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(
             policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"), limits=_limits(policy),
-            acted=Acted(spec.image_size, EVALUATION.temperature),
+            acted=Acted(spec.image_size, EVALUATION.temperature, prompt_room(PolicySection(path=policy), [spec])),
         )  # fmt: skip
         config = ServeConfig(
             bundle=str(bundle.folder),

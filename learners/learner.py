@@ -17,15 +17,9 @@ from learners.engine import Engine, join
 from learners.update import recipe, run_update
 from rl_finetune.config.schema import TrainConfig
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import (
-    equip,
-    load_adapters,
-    merge_adapters,
-    restore_adapters,
-    save_adapters,
-    set_version,
-    trained_state,
-)
+from rl_finetune.policy.adapter_files import Origin
+from rl_finetune.policy.adapters import equip, restore_adapters, save_adapters, set_version, trained_state
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.spec import shared_state
 from rl_finetune.types import ScoredTrajectory, UpdateReport
 from rl_finetune.weights import TrainedWeights
@@ -37,8 +31,15 @@ VALUE_PARTS = ("value_head", "privileged_critic")
 class Learner:
     """Turns scored trajectories into new weights. Every rank calls every method in the same order."""
 
-    def __init__(self, job: dict[str, object], rank: int, world: int) -> None:
-        self.job = TrainConfig.model_validate(job)
+    def __init__(self, job: dict[str, object], rank: int, world: int, origin: Origin) -> None:
+        """Build the policy.
+
+        Args:
+            job: `TrainConfig` as a mapping.
+            rank, world: which learner this is, and of how many.
+            origin: what the adapters are trained on; not looked up here, where the backbone's files may be missing.
+        """
+        self.job, self.origin = TrainConfig.model_validate(job), origin
         self.rank, self.world, self.version = rank, world, 0
         torch.set_num_threads(self.job.learner.threads)
         self.policy = self._build_policy()
@@ -91,22 +92,19 @@ class Learner:
         """Write this rank's optimizer shard; rank 0 also writes adapters and value head."""
         self.engine.save_shard(Path(folder) / shard_name(self.rank))
         if self.rank == 0:
-            save_adapters(self.policy, Path(folder) / "adapter")
+            save_adapters(self.policy, Path(folder) / "adapter", self.origin)
 
     def restore(self, folder: str, version: int) -> None:
         """Take over what `save` wrote."""
-        restore_adapters(self.policy, Path(folder) / "adapter")
+        restore_adapters(self.policy, Path(folder) / "adapter", self.origin.base)
         self.engine.load_shard(Path(folder) / shard_name(self.rank))
         self.version = version
         set_version(self.policy, self.job, version)
 
     def _build_policy(self) -> QwenVLAPolicy:
-        source = self.job.policy
-        encodes = "backbone" in self.job.lora.parts
-        policy = QwenVLAPolicy.from_pretrained(source.path, source.backbone, with_backbone=encodes)
-        if source.adapter is not None:
-            policy = merge_adapters(load_adapters(policy, Path(source.adapter)))
         specs = [envs.spec(world.name, **world.options) for world in self.job.env.worlds()]
+        encodes = "backbone" in self.job.lora.parts
+        policy = load_policy(self.job.policy, specs, with_backbone=encodes, merge=True)
         return equip(policy, self.job, shared_state(specs))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,12 @@ from torch import Tensor, nn
 
 import envs
 from learners.batch import Batch
+from rl_finetune.config.schema import PolicySection
 from rl_finetune.policy import FlowSDE, QwenVLAConfig, QwenVLAPolicy, TorchContext
+from rl_finetune.policy.adapter_files import Origin, origin_of
 from rl_finetune.policy.backbone import tiny_tokenizer
 from rl_finetune.policy.config import WIDOWX
+from rl_finetune.policy.identity import Base
 from rl_finetune.policy.laws import Law
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.normalisation import Quantiles
@@ -26,6 +30,9 @@ torch.set_num_threads(1)
 
 HORIZON, WIDTH, CHANNELS = WIDOWX.action.horizon, 16, WIDOWX.action.channels
 QUANTILES = {"widowx": Quantiles((-0.1, -0.1, -0.1, -0.2, -0.2, -0.2, -1.0), (0.1, 0.1, 0.1, 0.2, 0.2, 0.2, 1.0))}
+
+NOWHERE = Origin(Base("a policy in memory", "1" * 64, "2" * 64))
+"""Of adapters whose base policy no test has on disk."""
 
 
 @cache
@@ -41,6 +48,11 @@ def tiny_policy(seed: int = 0, *, awake: bool = True, **changes: Any) -> QwenVLA
     torch.manual_seed(seed)
     policy = QwenVLAPolicy.build(replace(QwenVLAConfig.tiny(), **changes), tokenizer(), QUANTILES).eval()
     return wake(policy) if awake else policy
+
+
+def origin(folder: Path) -> Origin:
+    """Of adapters that are trained on the policy in that folder."""
+    return origin_of(PolicySection(path=str(folder)))
 
 
 def blind_policy(seed: int = 0, *, context_attention: str = "joint") -> QwenVLAPolicy:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import deepspeed
-from builders import random_contexts, trajectory
+from builders import origin, random_contexts, trajectory
 from safetensors.numpy import save_file
 
 from learners.advantages import score
@@ -89,7 +89,7 @@ def keep(learner: Learner, path: Path) -> None:
 
 def main(folder: Path, role: str, rank: int, world: int) -> None:
     """Play one role and write down what came of it."""
-    learner = Learner(job(folder, world).model_dump(), rank, world)
+    learner = Learner(job(folder, world).model_dump(), rank, world, origin(folder / "policy"))
     keep(learner, folder / f"{role}-{rank}-begins.safetensors")
     learner.join(Rendezvous(f"file://{folder / f'{role}-meeting'}", interface="lo"))
     found = {"straight": straight, "resumed": resumed, "once": once}[role](learner, folder)

@@ -52,7 +52,7 @@ def recap(start: Start) -> Job:
 
 def test_rounds_are_stored_and_the_policy_acts_on_advice_after_its_warm_up(recap: Job) -> None:
     assert [p.name for p in sorted((recap.folder / "rollouts").iterdir())] == [f"{n:06d}.safetensors" for n in range(4)]
-    assert json.loads((recap.folder / "adapter" / "guidance.json").read_text()) == {"guidance": 1.5}
+    assert json.loads((recap.folder / "adapter" / "adapter.json").read_text())["guidance"] == 1.5
     for row in rows(recap.folder):
         assert row["first_ratio_error"] is None and row["clip_fraction"] is None and row["terms/flow_loss"] > 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import QUANTILES, episode_keys, observations, tiny_policy
+from builders import QUANTILES, episode_keys, observations, origin, tiny_policy
 from bundles import BODY, HIGH, LOW, paper_bundle, sealed
 
 from rl_finetune.config.schema import LoraSection
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
     guide(policy, 0.5)
-    save_adapters(policy, folder / "adapter")
+    save_adapters(policy, folder / "adapter", origin(folder / "policy"))
     (folder / "policy" / "README.md").write_text("prose")
     return folder / "policy", folder / "adapter"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import observations, tiny_policy
+from builders import observations, origin, tiny_policy
 
 from actors.playing import Company
 from rl_finetune.config import load
@@ -22,7 +22,7 @@ from rl_finetune.policy.config import WIDOWX
 from rl_finetune.promotion import judge
 from rl_finetune.promotion.evidence import evidence_from_dict, evidence_to_dict
 from rl_finetune.promotion.evidence.bounds import limits_of
-from rl_finetune.promotion.evidence.gather import gather
+from rl_finetune.promotion.evidence.gather import _Bench, gather
 from rl_finetune.promotion.evidence.latency import timed
 from rl_finetune.promotion.evidence.limits import limits_for
 from rl_finetune.promotion.evidence.parity import Question, compared, exported
@@ -53,7 +53,7 @@ def adapter(plain: Path) -> Path:
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    save_adapters(policy, plain.parent / "adapter")
+    save_adapters(policy, plain.parent / "adapter", origin(plain))
     return plain.parent / "adapter"
 
 
@@ -134,6 +134,15 @@ def test_an_adapter_that_was_folded_written_and_read_again_acts_as_the_trained_o
     assert max(record.worst) < 1e-4 * min(record.scale)
     without = compared(trained, find(PolicySection(path=str(plain))).load(), WIDOWX, [question(8)], 0.6)
     assert max(without.worst) > 100 * max(record.worst)  # the adapter has a say
+
+
+def test_the_candidate_alone_is_asked_in_prompts_as_long_as_its_worlds_have(plain: Path) -> None:
+    asked = load(PromoteConfig, None, [
+        f"candidate.path={plain}", "env.name=widowx_pick", "latency.calls=2", "latency.warmup=0", "parity_chunks=2",
+    ])  # fmt: skip
+    bench = _Bench(asked, find(asked.candidate))
+    (parity,), (latency,) = bench.parity(), bench.latency()
+    assert parity.chunks == len(latency.seconds) == 2
 
 
 def test_everything_is_gathered_judged_and_read_from_the_disk_the_second_time(

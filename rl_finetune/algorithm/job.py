@@ -55,6 +55,7 @@ def train(config: TrainConfig) -> int:
         if resumed is not None:
             checkpoint.check_learners(checkpoint.load_state(resumed), config.learner.num_learners)
             preflight.check_adapters(load(TrainConfig, folder / "config.yaml"), config)
+            preflight.check_checkpoint(config, resumed)
         config = _measured(config)
         _Job(config, folder).run(resumed)
     return 0

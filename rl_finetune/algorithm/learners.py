@@ -12,6 +12,7 @@ import ray
 from learners.endpoint import Rendezvous
 from learners.learner import Learner
 from rl_finetune.config.schema import TrainConfig
+from rl_finetune.policy.adapter_files import origin_of
 from rl_finetune.types import ScoredTrajectory, UpdateReport
 from rl_finetune.weights import TrainedWeights
 
@@ -21,8 +22,8 @@ class Learners:
 
     def __init__(self, job: TrainConfig) -> None:
         actor = ray.remote(num_cpus=0.5, num_gpus=job.learner.gpus)(Learner)
-        world = job.learner.num_learners
-        self._actors = [actor.remote(job.model_dump(), rank, world) for rank in range(world)]
+        world, origin = job.learner.num_learners, ray.put(origin_of(job.policy))
+        self._actors = [actor.remote(job.model_dump(), rank, world, origin) for rank in range(world)]
         self._folder = tempfile.TemporaryDirectory(prefix="learners-")
         rendezvous = self._meeting_point()
         ray.get([a.join.remote(rendezvous) for a in self._actors])

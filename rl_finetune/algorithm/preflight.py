@@ -19,6 +19,7 @@ from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy, compatibility
 from rl_finetune.policy.compatibility import Bytes
 from rl_finetune.policy.critics import check_state
 from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.spec import EnvSpec, shared_state
 from rl_finetune.store import load_round, rounds
@@ -28,8 +29,8 @@ FIRST = np.zeros(1, np.int64)
 
 
 def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
-    """Compare the policy with every world's spec, load the decoder, look at the backbone's files, build one of each
-    world.
+    """Compare the policy with every world's spec, load decoder and adapter, look at the backbone's files, build one of
+    each world.
 
     Args:
         policy: the starting point.
@@ -44,13 +45,9 @@ def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
     config, own = QwenVLAConfig.load(folder), None if policy.backbone else folder / BACKBONE_FOLDER
     for spec in specs:
         compatibility.check(config, own, spec)
-    loaded = QwenVLAPolicy.from_pretrained(policy.path, policy.backbone, with_backbone=False)
+    load_policy(policy, specs, with_backbone=False)
     if own is not None:
         _check_backbone(own)
-    if policy.adapter is not None:
-        from rl_finetune.policy.adapters import load_adapters  # peft takes two seconds to import
-
-        load_adapters(loaded, Path(policy.adapter))
     for world, spec in zip(worlds, specs, strict=True):
         with envs.make(world.name, 1, **world.options) as single:
             require_groups(single, group_size)
@@ -196,6 +193,15 @@ def check_source(source: str | None, objective: ObjectiveSection) -> None:
             "stored rounds hold no advised contexts", got=str(first), expected="rounds collected for this objective",
             do=f"collect them with objective.name={objective.name} rollout.store=true",
         )  # fmt: skip
+
+
+def check_checkpoint(config: TrainConfig, folder: Path) -> None:
+    """Put the adapters of a checkpoint on the policy that they are to go on training on.
+
+    Raises:
+        UserError: they are damaged, or the policy is not the one that the run began with.
+    """
+    load_policy(config.policy.model_copy(update={"adapter": str(folder / "adapter")}), with_backbone=False)
 
 
 def check_adapters(saved: TrainConfig, config: TrainConfig) -> None:

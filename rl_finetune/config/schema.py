@@ -20,7 +20,8 @@ class PolicySection(Section):
     backbone: str | None = None
     """Another local folder or hub id for the backbone; null keeps the policy's own."""
     adapter: str | None = None
-    """Folder of a trained adapter (written by `train`) to load on top; null loads none."""
+    """Folder of a trained adapter (written by `train`) to load on top; null loads none. It is refused on any other
+    policy than it was trained on."""
     guidance: float | None = Field(None, ge=0)
     """beta of an advantage-conditioned adapter when it acts; null takes what was trained with."""
 
@@ -34,7 +35,7 @@ class RolloutSection(Section):
     """Chunks that each environment plays an iteration, from a fresh episode; null plays as many as the longest episode
     has. With fewer, success in training counts only what succeeds in so short a time."""
     denoising_steps: int = Field(4, ge=1)
-    """Euler steps from noise to actions."""
+    """Euler steps from noise to actions. The adapter keeps the number: wherever it is loaded it acts with as many."""
     lag: int = Field(0, ge=0)
     """Updates that the acting weights are behind: the next round is collected while learners still learn."""
     store: bool = False

@@ -1,42 +1,56 @@
 """Low-rank adapters through peft: which layers train, how they are stored, how they travel.
 
-Stored layout, each part loadable by `peft.PeftModel.from_pretrained` alone:
-
-    decoder/adapter_config.json, decoder/adapter_model.safetensors
-    backbone/...                      where the backbone trains too
-    value_head.safetensors
-    extras.safetensors                privileged critic and noise net, where there are any
-    guidance.json                     of an advantage-conditioned policy
+`adapter_files` says what is stored; each part is loadable by `peft.PeftModel.from_pretrained` alone.
 """
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import load_peft_weights, set_peft_model_state_dict
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from rl_finetune.config.objectives import RECAPSection
 from rl_finetune.config.schema import LoraSection, TrainConfig
 from rl_finetune.errors import UserError
+from rl_finetune.policy.adapter_files import (
+    EXTRAS_FILE,
+    PARTS,
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
+    START_FOLDER,
+    VALUE_FILE,
+    AdapterRecord,
+    Origin,
+    Part,
+    StoredPart,
+    check_names,
+    first_line,
+    misfit,
+    read_tensors,
+)
 from rl_finetune.policy.critics import PrivilegedCritic, check_state
+from rl_finetune.policy.decoder import ActionDecoder
+from rl_finetune.policy.identity import Base
 from rl_finetune.policy.noise_net import NoiseNet
 from rl_finetune.policy.policy import QwenVLAPolicy
 from rl_finetune.types import FloatArray
 
-VALUE_FILE = "value_head.safetensors"
-EXTRAS_FILE = "extras.safetensors"
-GUIDANCE_FILE = "guidance.json"
 ADVICE_TOKENS = 32
 """Room that advice takes in the prompt, at most."""
+READ = frozenset({"r", "lora_alpha", "target_modules"})
+"""What is read of peft's settings; all others must be as they are when nobody sets them."""
+NOTES = frozenset({"auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision"})
+"""Settings of peft that change nothing about what an adapter computes."""
 
 
 def add_adapters(policy: QwenVLAPolicy, config: LoraSection, *, seed: int) -> QwenVLAPolicy:
@@ -47,11 +61,11 @@ def add_adapters(policy: QwenVLAPolicy, config: LoraSection, *, seed: int) -> Qw
     """
     policy.requires_grad_(False)
     torch.manual_seed(seed)
-    if "decoder" in config.parts:
-        policy.decoder = _wrapped(policy.decoder, config, config.decoder_targets, "decoder")
-    if "backbone" in config.parts and policy.backbone is not None:
-        language = policy.backbone.model.model
-        language.language_model = _wrapped(language.language_model, config, config.backbone_targets, "backbone")
+    targets: dict[Part, list[str]] = {"decoder": config.decoder_targets, "backbone": config.backbone_targets}
+    for part in PARTS:
+        module = _part(policy, part)
+        if part in config.parts and module is not None:
+            _put(policy, part, _wrapped(module, config, targets[part], part))
     policy.value_head.requires_grad_(True)
     return policy
 
@@ -67,6 +81,8 @@ def without_adapters(policy: QwenVLAPolicy) -> Iterator[None]:
 
 def equip(policy: QwenVLAPolicy, job: TrainConfig, privileged: int) -> QwenVLAPolicy:
     """Everything that a job trains: adapters, the critic, and a noise net where the law learns one.
+
+    The policy acts with as many denoising steps as it trains with, when it is evaluated before training too.
 
     Args:
         policy: plain; changed in place.
@@ -85,6 +101,7 @@ def equip(policy: QwenVLAPolicy, job: TrainConfig, privileged: int) -> QwenVLAPo
     law, decoder = job.exploration, policy.config.decoder
     if law.law == "flow_noise":
         policy.noise_net = NoiseNet(decoder.context_width, decoder.action_width, law.std_min, law.std_max)
+    set_steps(policy, job.rollout.denoising_steps)
     set_version(policy, job, 0)
     return policy
 
@@ -100,6 +117,11 @@ def guide(policy: QwenVLAPolicy, guidance: float) -> None:
     """Let the policy act on good advice, and make room for it in the prompt."""
     policy.guidance = guidance
     policy.make_room(ADVICE_TOKENS)
+
+
+def set_steps(policy: QwenVLAPolicy, steps: int) -> None:
+    """Euler steps that the policy acts with; it is saved with them."""
+    policy.config = replace(policy.config, num_steps=steps)
 
 
 def trained_state(policy: QwenVLAPolicy) -> dict[str, FloatArray]:
@@ -119,71 +141,141 @@ def load_trained_state(policy: QwenVLAPolicy, tensors: Mapping[str, FloatArray])
             parameter.copy_(torch.from_numpy(np.array(tensors[name])))
 
 
-def save_adapters(policy: QwenVLAPolicy, folder: Path) -> None:
-    """Write the stored layout into `folder` (made if missing)."""
+def save_adapters(policy: QwenVLAPolicy, folder: Path, origin: Origin) -> None:
+    """Write the layout of `adapter_files` into `folder` (made if missing).
+
+    Args:
+        policy: with adapters.
+        folder: where to.
+        origin: what the adapters were trained on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for part, module in _wrapped_parts(policy).items():
+    parts = _wrapped_parts(policy)
+    for part, module in parts.items():
         module.save_pretrained(folder / part)
     save_file({k: v.contiguous() for k, v in policy.value_head.state_dict().items()}, folder / VALUE_FILE)
     extras = _extras(policy)
     if extras:
         save_file({k: v.detach().contiguous() for k, v in extras.items()}, folder / EXTRAS_FILE)
-    if policy.guidance is not None:
-        (folder / GUIDANCE_FILE).write_text(json.dumps({"guidance": policy.guidance}) + "\n")
+    for name, data in (origin.start or {}).items():
+        path = folder / START_FOLDER / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    started = origin.start is not None
+    AdapterRecord(origin.base, tuple(parts), started, policy.config.num_steps, policy.guidance).save(folder)
 
 
-def load_adapters(policy: QwenVLAPolicy, folder: Path) -> QwenVLAPolicy:
-    """Put stored adapters and value head on a plain policy, for evaluation.
+def load_adapters(policy: QwenVLAPolicy, folder: Path, base: Base) -> QwenVLAPolicy:
+    """Put stored adapters and value head on a plain policy, which then acts as it was trained to.
 
     A policy that was loaded without its backbone takes no adapter for it.
 
+    Args:
+        policy: plain; changed in place, and of no use where an error is raised.
+        folder: of the adapters.
+        base: which policy that is.
+
     Raises:
-        UserError: missing, truncated, or made for another shape.
+        UserError: missing, damaged, trained on another policy, or anything in it has no place in this one.
     """
-    if not folder.is_dir() or not any((folder / part).is_dir() for part in ("decoder", "backbone")):
-        raise UserError(
-            "adapter not found", got=str(folder), expected="a folder with decoder/ or backbone/ in peft's layout",
-            do="name the adapter folder of a run, for example runs/train/adapter",
-        )  # fmt: skip
-    try:
-        if (folder / "decoder").is_dir():
-            policy.decoder = PeftModel.from_pretrained(policy.decoder, str(folder / "decoder"))
-        if (folder / "backbone").is_dir() and policy.backbone is not None:
-            language = policy.backbone.model.model
-            language.language_model = PeftModel.from_pretrained(language.language_model, str(folder / "backbone"))
-        policy.value_head.load_state_dict(load_file(folder / VALUE_FILE))
-        if (folder / GUIDANCE_FILE).is_file():
-            guide(policy, float(json.loads((folder / GUIDANCE_FILE).read_text())["guidance"]))
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            "adapter does not fit this policy", got=f"{folder}: {reason}", expected="an adapter trained from it",
-            do="name the policy that the run's config.yaml names, or copy the adapter again",
-        ) from error  # fmt: skip
+    record = AdapterRecord.read(folder)
+    record.check_base(folder, base)
+    if record.started:
+        policy = merge_adapters(load_adapters(policy, folder / START_FOLDER, base))
+    for part in record.parts:
+        stored, module = StoredPart.read(folder / part), _part(policy, part)
+        lora = _lora(stored)
+        if module is not None:
+            with _one_line(stored.folder):
+                adapted = get_peft_model(module, lora)
+                _fill(adapted, stored)
+            _put(policy, part, adapted.requires_grad_(False))
+    _fill_value_head(policy, folder)
+    set_steps(policy, record.denoising_steps)
+    if record.guidance is not None:
+        guide(policy, record.guidance)
     return policy.eval()
 
 
 def merge_adapters(policy: QwenVLAPolicy) -> QwenVLAPolicy:
     """Fold adapters into the weights they adapt; afterwards the policy is plain and can be saved whole."""
-    if isinstance(policy.decoder, PeftModel):
-        policy.decoder = policy.decoder.merge_and_unload()
-    if policy.backbone is not None and isinstance(policy.backbone.model.model.language_model, PeftModel):
-        language = policy.backbone.model.model
-        language.language_model = language.language_model.merge_and_unload()
+    for part, module in _wrapped_parts(policy).items():
+        _put(policy, part, module.merge_and_unload())
     return policy
 
 
-def restore_adapters(policy: QwenVLAPolicy, folder: Path) -> None:
-    """Load stored adapters and value head into a policy that `add_adapters` prepared, to go on training."""
-    for part, module in _wrapped_parts(policy).items():
-        set_peft_model_state_dict(module, load_peft_weights(str(folder / part), device="cpu"))
-    policy.value_head.load_state_dict(load_file(folder / VALUE_FILE))
+def restore_adapters(policy: QwenVLAPolicy, folder: Path, base: Base) -> None:
+    """Load stored adapters and value head into a policy that `equip` prepared, to go on training.
+
+    Raises:
+        UserError: as `load_adapters`, or what is stored is not what this policy trains.
+    """
+    record, parts = AdapterRecord.read(folder), _wrapped_parts(policy)
+    record.check_base(folder, base)
+    if set(record.parts) != set(parts):
+        raise misfit(folder, f"adapters for {', '.join(record.parts)}", f"for {', '.join(parts)}")
+    for part, module in parts.items():
+        stored, mine = StoredPart.read(folder / part), module.peft_config["default"]
+        lora = _lora(stored)
+        for name in sorted(READ):
+            if getattr(lora, name) != getattr(mine, name):
+                raise misfit(stored.folder / PEFT_CONFIG, f"{name} {getattr(lora, name)}", str(getattr(mine, name)))
+        with _one_line(stored.folder):
+            _fill(module, stored)
+    _fill_value_head(policy, folder)
     extras = _extras(policy)
     if extras:
-        stored = load_file(folder / EXTRAS_FILE)
-        with torch.no_grad():
-            for name, parameter in extras.items():
-                parameter.copy_(stored[name])
+        kept = read_tensors(folder / EXTRAS_FILE)
+        check_names(folder / EXTRAS_FILE, kept, extras)
+        _copy(kept, extras)
+
+
+def _lora(stored: StoredPart) -> LoraConfig:
+    """Settings for peft, made of what was read: it is never handed a file.
+
+    Raises:
+        UserError: something is set that this project neither trains with nor loads.
+    """
+    lora = LoraConfig(
+        r=stored.rank, lora_alpha=stored.alpha, target_modules=list(stored.targets), lora_dropout=0.0, bias="none"
+    )
+    usual = lora.to_dict()
+    for name, value in stored.settings.items():
+        if name not in READ | NOTES and value != usual.get(name):
+            raise misfit(stored.folder / PEFT_CONFIG, f"{name} {value!r}", f"{usual.get(name)!r}, as for plain LoRA")
+    return lora
+
+
+def _fill(module: PeftModel, stored: StoredPart) -> None:
+    check_names(stored.folder / PEFT_WEIGHTS, stored.tensors, get_peft_model_state_dict(module))
+    left = set_peft_model_state_dict(module, dict(stored.tensors)).unexpected_keys
+    if left:
+        raise misfit(stored.folder / PEFT_WEIGHTS, f"{left[0]}, which peft has no place for", "known names")
+
+
+def _fill_value_head(policy: QwenVLAPolicy, folder: Path) -> None:
+    stored, want = read_tensors(folder / VALUE_FILE), policy.value_head.state_dict()
+    check_names(folder / VALUE_FILE, stored, want)
+    _copy(stored, want)
+
+
+def _copy(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in target.items():
+            tensor.copy_(source[name])
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Whatever peft raises or warns of means that the adapter is not what it seems."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise misfit(folder, f"{type(error).__name__}: {first_line(error)}", "an adapter trained from it") from error
 
 
 def _extras(policy: QwenVLAPolicy) -> dict[str, nn.Parameter]:
@@ -192,10 +284,22 @@ def _extras(policy: QwenVLAPolicy) -> dict[str, nn.Parameter]:
     return {name: p for name, p in policy.named_parameters() if name.startswith(prefixes)}
 
 
-def _wrapped_parts(policy: QwenVLAPolicy) -> dict[str, PeftModel]:
-    found: dict[str, nn.Module] = {"decoder": policy.decoder}
-    if policy.backbone is not None:
-        found["backbone"] = policy.backbone.model.model.language_model
+def _part(policy: QwenVLAPolicy, part: Part) -> nn.Module | None:
+    """The module that adapters of that part go on; None of a policy without its backbone."""
+    if part == "decoder":
+        return policy.decoder
+    return None if policy.backbone is None else policy.backbone.model.model.language_model
+
+
+def _put(policy: QwenVLAPolicy, part: Part, module: nn.Module) -> None:
+    if part == "decoder":
+        policy.decoder = cast(ActionDecoder, module)
+    else:
+        policy.eyes.model.model.language_model = module
+
+
+def _wrapped_parts(policy: QwenVLAPolicy) -> dict[Part, PeftModel]:
+    found = {part: _part(policy, part) for part in PARTS}
     return {part: module for part, module in found.items() if isinstance(module, PeftModel)}
 
 

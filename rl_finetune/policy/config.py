@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -96,13 +96,20 @@ class QwenVLAConfig:
 
     @classmethod
     def qwen3_5_4b(cls) -> QwenVLAConfig:
-        """Qwen3.5-4B backbone (4,539,265,536 parameters) and the 1.15 B decoder."""
+        """Qwen3.5-4B backbone (4,539,265,536 parameters) and the 1.15 B decoder; the paper's chunk of 16 steps."""
         text = _text(
             width=2560, mlp=9216, layers=32, attention=(16, 4, 256), deltanet=(16, 32, 128), vocabulary=248320,
             positions=262144, sections=[11, 11, 10],
         )  # fmt: skip
         vision = _vision(width=1024, mlp=4096, depth=24, heads=16, patch=16, out=2560, positions=2304)
-        return cls(backbone={"text_config": text, "vision_config": vision, "tie_word_embeddings": True})
+        backbone = {"text_config": text, "vision_config": vision, "tie_word_embeddings": True}
+        body = replace(WIDOWX, action=replace(WIDOWX.action, horizon=16))
+        return cls(backbone=backbone, embodiments=(body,))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """Camera tags of all bodies."""
+        return tuple(dict.fromkeys(view for body in self.embodiments for view in body.views))
 
     def save(self, folder: Path) -> None:
         """Write `config.json` into an existing folder."""

@@ -213,6 +213,12 @@ class QwenVLAPolicy(nn.Module):
         if self.backbone is not None:
             self.backbone.spare = max(self.backbone.spare, tokens)
 
+    def make_room_in(self, tag: str, tokens: int) -> None:
+        """Let that body's prompts be at least that many tokens long."""
+        if self.backbone is not None:
+            lengths = self.backbone.lengths
+            lengths[tag] = max(lengths.get(tag, self.backbone.max_tokens), tokens)
+
     def make_room_for(self, spec: EnvSpec) -> None:
         """Let the prompts of that environment be as long as its longest task: reworded ones may be longer than any that
         was trained on."""
@@ -350,9 +356,8 @@ class QwenVLAPolicy(nn.Module):
 def _load_backbone(config: QwenVLAConfig, source: str) -> Backbone:
     from rl_finetune.policy.backbone import load_backbone
 
-    views = tuple(dict.fromkeys(view for body in config.embodiments for view in body.views))
     dtype = getattr(torch, config.dtype)
-    return load_backbone(source, config.max_context_tokens, dtype, views, config.context_tokens)
+    return load_backbone(source, config.max_context_tokens, dtype, config.views, config.context_tokens)
 
 
 ADVICE = ("positive", "negative")

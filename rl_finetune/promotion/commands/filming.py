@@ -25,7 +25,7 @@ from rl_finetune.promotion.evidence.play import planned
 from rl_finetune.promotion.evidence.policies import Weights
 from rl_finetune.promotion.records import NONE, WorldRecord
 from rl_finetune.promotion.report import ActionTrace, EpisodeClips
-from rl_finetune.spec import EmbodimentSpec, handshake
+from rl_finetune.spec import EmbodimentSpec
 from rl_finetune.types import SeedKeys
 
 TRACES = 6
@@ -111,15 +111,14 @@ def _filmed(config: PromoteConfig, weights: Weights, picks: Sequence[Pick]) -> I
     if not picks:
         return
     torch.set_num_threads(1)
-    policy = weights.load()
-    for world, suite in dict.fromkeys((pick.world, pick.suite) for pick in picks):
+    played_in = {(pick.world, pick.suite): _world(config, pick.world, pick.suite) for pick in picks}
+    policy = weights.load([envs.spec(played.name, **played.options) for played in played_in.values()])
+    for (world, suite), played in played_in.items():
         episodes = np.array([pick.episode for pick in picks if (pick.world, pick.suite) == (world, suite)], np.int64)
-        played = _world(config, world, suite)
         keys = SeedKeys(config.seed, episodes, np.zeros_like(episodes))
         try:
             with envs.make(played.name, len(episodes), **played.options) as env:
-                policy.make_room_for(env.spec)
-                guard = _guard(config, weights, handshake(policy.config.embodiments, env.spec))
+                guard = _guard(config, weights, policy.body(env.spec.embodiment.tag))
                 shown = film_episodes(policy, env, keys, temperature=config.temperature, guard=guard)
         except WorldError as error:
             print(f"not filmed: {error}", file=sys.stderr)

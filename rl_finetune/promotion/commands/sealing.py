@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import envs
@@ -14,6 +14,7 @@ from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAConfig
 from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.loading import prompt_room
 from rl_finetune.promotion.commands import BUNDLE
 from rl_finetune.promotion.evidence.bounds import limits_of
 from rl_finetune.promotion.evidence.limits import KNOWN
@@ -21,6 +22,7 @@ from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import Bundle, make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
+from rl_finetune.spec import EnvSpec
 
 SOURCE = "source"
 """Setting in a bundle's provenance: digest of the weights that it was made of."""
@@ -99,7 +101,7 @@ def sealed(config: PromoteConfig, candidate: Candidate) -> Bundle:
         asked.path, candidate.folder, name=config.bundle.name or _name(asked), provenance=provenance,
         adapter=None if asked.adapter is None else Path(asked.adapter), merge=config.bundle.merge,
         backbone=asked.backbone, limits=limits_for_all(config, candidate.weights), evaluations=evaluation,
-        acted=acted_in(config),
+        acted=replace(acted_in(config), context_tokens=prompt_room(asked, _specs(config))),
         sign_with=None if config.bundle.sign_with is None else Path(config.bundle.sign_with),
     )  # fmt: skip
 
@@ -117,8 +119,12 @@ def limits_for_all(config: PromoteConfig, weights: Weights) -> dict[str, Limits]
 
 def acted_in(config: PromoteConfig) -> Acted:
     """How the candidate acts in its evaluation; no size of pictures where worlds differ in it."""
-    sizes = {envs.spec(world.name, **world.options).image_size for world in config.env.worlds()}
+    sizes = {spec.image_size for spec in _specs(config)}
     return Acted(sizes.pop() if len(sizes) == 1 else None, config.temperature)
+
+
+def _specs(config: PromoteConfig) -> list[EnvSpec]:
+    return [envs.spec(world.name, **world.options) for world in config.env.worlds()]
 
 
 def source_of(bundle: Bundle) -> str:

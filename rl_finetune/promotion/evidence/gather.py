@@ -19,6 +19,7 @@ from rl_finetune.memory import check_environments
 from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy, compatibility
 from rl_finetune.policy.compatibility import Bytes
 from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.promotion.evidence import latency, parity
 from rl_finetune.promotion.evidence.bounds import check_bounds, limits_of
@@ -28,7 +29,7 @@ from rl_finetune.promotion.evidence.play import Found, Gather, compare
 from rl_finetune.promotion.evidence.policies import Weights, find
 from rl_finetune.promotion.evidence.progress import Progress
 from rl_finetune.promotion.records import Evidence, LatencyRecord, Limits, MotionAudit, ParityRecord
-from rl_finetune.spec import EmbodimentSpec, handshake
+from rl_finetune.spec import EmbodimentSpec, EnvSpec, handshake
 from rl_finetune.types import Observation, SeedKeys
 
 PLACES = 8
@@ -71,14 +72,14 @@ def bodies_of(config: PromoteConfig, *policies: Weights) -> Mapping[str, Embodim
     """
     found: dict[str, EmbodimentSpec] = {}
     for weights in policies:
-        needed = 0
+        needed, specs = 0, [envs.spec(world.name, **world.options) for world in config.env.worlds()]
         folder = local_folder(weights.section.path)
         policy, own = QwenVLAConfig.load(folder), None if weights.section.backbone else folder / BACKBONE_FOLDER
-        for world in config.env.worlds():
-            spec = envs.spec(world.name, **world.options)
+        for world, spec in zip(config.env.worlds(), specs, strict=True):
             found[world.label] = compatibility.check(policy, own, spec)
             needed += world.num_envs * Bytes.of(policy, spec).acting
         check_environments(needed, config.env.num_envs)
+        load_policy(weights.section, specs, with_backbone=False)
     for suite in config.asked_suites:
         for world in config.env.perturbed(suite).worlds():
             if suite not in config.gates.suites.lacking.get(world.label, ()):
@@ -105,7 +106,12 @@ class _Bench:
 
     @cached_property
     def served(self) -> QwenVLAPolicy:
-        return parity.exported(self.candidate).eval()
+        return parity.exported(self.candidate, self.specs).eval()
+
+    @cached_property
+    def specs(self) -> list[EnvSpec]:
+        """Of those worlds."""
+        return [envs.spec(world.name, **world.options) for world in self.worlds.values()]
 
     @cached_property
     def worlds(self) -> dict[str, World]:
@@ -119,7 +125,7 @@ class _Bench:
         """One record an embodiment."""
         torch.set_num_threads(1)
         trained = self.candidate if self.config.trained is None else find(self.config.trained)
-        mine = trained.load()
+        mine = trained.load(self.specs)
         chunks = self.config.parity_chunks or self.config.gates.parity.chunks
         for tag, world in self.worlds.items():
             asked = questions(mine, world, chunks, self.config.seed, self.config.temperature)

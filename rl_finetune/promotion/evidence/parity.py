@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from rl_finetune.config.schema import PolicySection
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import guide, merge_adapters
+from rl_finetune.policy.adapters import merge_adapters
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.promotion.evidence.policies import Weights
 from rl_finetune.promotion.records import ParityRecord
-from rl_finetune.spec import EmbodimentSpec
+from rl_finetune.spec import EmbodimentSpec, EnvSpec
 from rl_finetune.types import FloatArray, IntArray, Observation, SeedKeys
 
 
@@ -58,21 +60,23 @@ def compared(
     )  # fmt: skip
 
 
-def exported(weights: Weights) -> QwenVLAPolicy:
+def exported(weights: Weights, specs: Sequence[EnvSpec] = ()) -> QwenVLAPolicy:
     """What would be served: a bundle as it is read, anything else folded, written and read again.
+
+    Args:
+        weights: whose.
+        specs: environments that it will act in, see `load_policy`.
 
     Raises:
         UserError: it cannot be loaded.
     """
     if weights.bundle is not None:
-        return weights.load()
+        return weights.load(specs)
     policy = merge_adapters(weights.load())
     with tempfile.TemporaryDirectory() as folder:
         policy.save_pretrained(Path(folder))
-        again = QwenVLAPolicy.from_pretrained(folder)
-    if policy.guidance is not None:  # not a weight: bundles keep it in their record
-        guide(again, policy.guidance)
-    return again
+        # guidance is no weight: bundles keep it in their record
+        return load_policy(PolicySection(path=folder, guidance=policy.guidance), specs)
 
 
 def _answer(policy: QwenVLAPolicy, body: EmbodimentSpec, asked: Question, temperature: float) -> FloatArray:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rl_finetune.config.schema import PolicySection
 from rl_finetune.durable import canonical, sha256
 from rl_finetune.policy import QwenVLAPolicy
-from rl_finetune.policy.adapters import guide, load_adapters
 from rl_finetune.policy.hub import local_folder
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.promotion.records import Limits, PolicyName
 from rl_finetune.promotion.registry.bundle import Bundle, open_bundle
-from rl_finetune.promotion.registry.manifest import ADAPTER, POLICY, RECORD
+from rl_finetune.promotion.registry.manifest import RECORD
+from rl_finetune.spec import EnvSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +34,18 @@ class Weights:
         """What its bundle says of the bodies; nothing without one."""
         return {} if self.bundle is None else self.bundle.limits
 
-    def load(self) -> QwenVLAPolicy:
+    def load(self, specs: Sequence[EnvSpec] = ()) -> QwenVLAPolicy:
         """As it is kept: an adapter stands beside the weights that it adapts.
+
+        Args:
+            specs: environments that it will act in, see `load_policy`.
 
         Raises:
             UserError: it cannot be loaded.
         """
         if self.bundle is not None:
-            return self.bundle.load()
-        policy = QwenVLAPolicy.from_pretrained(self.section.path, self.section.backbone)
-        if self.section.adapter is not None:
-            policy = load_adapters(policy, Path(self.section.adapter))
-        if self.section.guidance is not None:
-            guide(policy, self.section.guidance)
-        return policy.eval()
+            return self.bundle.load(specs)
+        return load_policy(self.section, specs)
 
 
 def find(section: PolicySection) -> Weights:
@@ -57,20 +56,14 @@ def find(section: PolicySection) -> Weights:
     """
     folder = local_folder(section.path)
     if (folder / RECORD).is_file():
-        return _bundled(open_bundle(folder))
+        bundle = open_bundle(folder)
+        return Weights(bundle.called, bundle.section, bundle)
     adapter = None if section.adapter is None else local_folder(section.adapter)
     parts = {"policy": folder, "adapter": adapter, "backbone": section.backbone and local_folder(section.backbone)}
     sealed = {name: _digest(Path(part)) for name, part in parts.items() if part}
     told = {} if section.guidance is None else {"guidance": section.guidance}
     name = str(section.path) if adapter is None else f"{section.path} + {section.adapter}"
     return Weights(PolicyName(name, sha256(canonical({**sealed, **told}))), section)
-
-
-def _bundled(bundle: Bundle) -> Weights:
-    """Players load the parts of a bundle as they would load them from anywhere else."""
-    adapter = str(bundle.folder / ADAPTER) if bundle.contents.weights == "adapter" else None
-    section = PolicySection(path=str(bundle.folder / POLICY), adapter=adapter, guidance=bundle.contents.guidance)
-    return Weights(bundle.called, section, bundle)
 
 
 def _digest(folder: Path) -> str:

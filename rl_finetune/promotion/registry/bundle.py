@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rl_finetune.config.schema import PolicySection
 from rl_finetune.durable import sha256, sync_folder
 from rl_finetune.errors import UserError
 from rl_finetune.promotion.records import Limits, PolicyName
@@ -36,6 +37,7 @@ from rl_finetune.promotion.registry.manifest import (
 
 if TYPE_CHECKING:
     from rl_finetune.policy import QwenVLAPolicy
+    from rl_finetune.spec import EnvSpec
 
 NO_LIMITS: Mapping[str, Limits] = {}
 UNSAID = Acted()
@@ -77,6 +79,12 @@ class Bundle:
         return self.contents.embodiments
 
     @property
+    def section(self) -> PolicySection:
+        """Its policy as settings would name it: a bundle's parts are loaded as they would be from anywhere else."""
+        adapter = str(self.folder / ADAPTER) if self.contents.weights == "adapter" else None
+        return PolicySection(path=str(self.folder / POLICY), adapter=adapter, guidance=self.contents.guidance)
+
+    @property
     def provenance(self) -> Provenance:
         """Where the weights come from."""
         return self.contents.provenance
@@ -91,23 +99,23 @@ class Bundle:
         """Name of the public key that signed it; empty where nobody did. Only `trusted` says that it is one of ours."""
         return self.contents.signer
 
-    def load(self) -> QwenVLAPolicy:
+    def load(self, specs: Sequence[EnvSpec] = ()) -> QwenVLAPolicy:
         """The policy, ready to act. Every byte is verified again before it is parsed, and must rest meanwhile.
+
+        Args:
+            specs: environments that it will act in, see `load_policy`.
 
         Raises:
             UserError: a file is not what was made, or this code would word the prompt otherwise.
         """
-        from rl_finetune.policy import QwenVLAPolicy
-        from rl_finetune.policy.adapters import guide, load_adapters
+        from rl_finetune.policy.loading import load_policy
 
         if sha256(_manifest(self.folder)) != self.digest:
             raise damaged(self.folder / MANIFEST, "another manifest", f"hash {self.digest[:12]}")
         stamps = self.manifest.verify(self.folder)
-        policy = QwenVLAPolicy.from_pretrained(self.folder / POLICY)
-        if self.contents.weights == "adapter":
-            policy = load_adapters(policy, self.folder / ADAPTER)
-        elif self.contents.guidance is not None:
-            guide(policy, self.contents.guidance)
+        policy = load_policy(self.section, specs)
+        for tag, tokens in self.acted.context_tokens.items():
+            policy.make_room_in(tag, tokens)
         unchanged(self.folder, stamps)
         _same_words(self)
         return policy

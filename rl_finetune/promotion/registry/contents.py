@@ -66,6 +66,10 @@ SIDES = 8, 2048
 """Least and greatest side of a policy's pictures, pixels."""
 
 
+MOST_TOKENS = 1 << 15
+"""Of a prompt, for which a server makes room."""
+
+
 @dataclass(frozen=True, slots=True)
 class Acted:
     """How the policy acted where it was judged; it is served alike."""
@@ -74,6 +78,9 @@ class Acted:
     """Side of the square pictures, pixels; None where nobody said, or worlds differed."""
     temperature: float | None = None
     """Scale of the initial noise; None where nobody said."""
+    context_tokens: Mapping[str, int] = field(default_factory=dict)
+    """Robot tag -> tokens that its prompts had room for; bodies of which nobody said have what the policy's config
+    gives them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +150,13 @@ def _contents(value: dict[str, Any]) -> Contents:
 
 def _acted(value: dict[str, Any]) -> Acted:
     acted = Acted(**value)
-    size, temperature = acted.image_size, acted.temperature
+    size, temperature, room = acted.image_size, acted.temperature, acted.context_tokens
     if not (size is None or (type(size) is int and SIDES[0] <= size <= SIDES[1])):
         raise ValueError(f"image_size {size!r}")
     if not (temperature is None or (type(temperature) in (int, float) and 0 <= temperature < float("inf"))):
         raise ValueError(f"temperature {temperature!r}")
+    if not all(type(tokens) is int and 0 < tokens <= MOST_TOKENS for tokens in room.values()):
+        raise ValueError(f"context_tokens {room!r}")
     return acted
 
 

@@ -63,31 +63,28 @@ def put_weights(
     Raises:
         UserError: they cannot be loaded or copied.
     """
-    from rl_finetune.policy import QwenVLAPolicy
-    from rl_finetune.policy.adapters import load_adapters, merge_adapters
+    from rl_finetune.config.schema import PolicySection
     from rl_finetune.policy.hub import local_folder
+    from rl_finetune.policy.loading import load_policy
     from rl_finetune.policy.policy import BACKBONE_FOLDER
 
     merged = adapter is not None and merge
-    guidance = None
-    if merged or backbone is not None:
-        loaded = QwenVLAPolicy.from_pretrained(policy, backbone)
-        if adapter is not None and merge:
-            loaded = merge_adapters(load_adapters(loaded, adapter))
-            guidance = loaded.guidance
+    section = PolicySection(path=str(policy), backbone=backbone, adapter=None if adapter is None else str(adapter))
+    if merged:
+        loaded = load_policy(section, merge=True)
         loaded.save_pretrained(beside / POLICY)
-    else:
-        source = local_folder(policy)
-        (beside / POLICY).mkdir()
-        for name in NEEDED:
-            if (source / name).is_file() and "/" not in name:
-                shutil.copyfile(source / name, beside / POLICY / name)
-        copy_folder(source / BACKBONE_FOLDER, beside / POLICY / BACKBONE_FOLDER)
-        _check_whole(policy, beside / POLICY)
-    if adapter is None or merged:
-        return "merged" if merged else "plain", guidance
-    if not adapter.is_dir():
-        raise UserError("adapter not found", got=str(adapter), expected="a folder", do="name a run's adapter folder")
+        return "merged", loaded.guidance
+    source = local_folder(policy)
+    (beside / POLICY).mkdir()
+    for name in NEEDED:
+        if (source / name).is_file() and "/" not in name:
+            shutil.copyfile(source / name, beside / POLICY / name)
+    eyes = source / BACKBONE_FOLDER if backbone is None else local_folder(backbone, "backbone")
+    copy_folder(eyes, beside / POLICY / BACKBONE_FOLDER)
+    _check_whole(policy, beside / POLICY)
+    if adapter is None:
+        return "plain", None
+    load_policy(section, with_backbone=(adapter / "backbone").is_dir())
     copy_folder(adapter, beside / ADAPTER)
     return "adapter", None
 
