@@ -270,6 +270,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "steps as text": (settings("adapter.json", denoising_steps="8"), "denoising_steps '8'"),
     "no steps": (settings("adapter.json", denoising_steps=0), "denoising_steps 0"),
     "endless guidance": (settings("adapter.json", guidance=float("inf")), "guidance inf"),
+    "strange part": (settings("adapter.json", parts=["decoder", "backbone", "eyes"]), "parts .*eyes"),
     "lost start": (settings("adapter.json", started=True), "no start/"),
     "more in the record": (settings("adapter.json", more=1), "TypeError: .*more"),
 }  # fmt: skip

@@ -208,6 +208,8 @@ def _record(path: Path) -> AdapterRecord:
             raise ValueError(f'"format" is not "{FORMAT}"')
         record = AdapterRecord(**{**payload, "base": Base(**payload["base"]), "parts": tuple(payload["parts"])})
         steps, guidance = record.denoising_steps, record.guidance
+        if record.parts != tuple(part for part in PARTS if part in record.parts):
+            raise ValueError(f"parts {record.parts}")
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"denoising_steps {steps!r}")
         if guidance is not None and not (isinstance(guidance, int | float) and 0 <= guidance < math.inf):
