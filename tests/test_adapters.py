@@ -16,6 +16,7 @@ import torch
 from builders import episode_keys, observations, origin, tiny_policy, trajectory
 from bundles import sealed
 from safetensors.torch import load_file, save_file
+from tolerance import assert_rounded_alike
 
 import envs
 from actors.player import Player
@@ -96,7 +97,7 @@ def test_an_adapter_fits_a_copy_of_its_policy_and_acts_there_as_it_did(base: Pat
             section(copied, again),
             section(base, whole, backbone=f"{copied}/backbone"),
         ):
-            np.testing.assert_allclose(actions(load_policy(asked)), wanted, rtol=0, atol=1e-5)
+            assert_rounded_alike(actions(load_policy(asked)), wanted)
     assert np.abs(actions(load_policy(section(base))) - wanted).max() > 1e-3
 
 
@@ -150,14 +151,14 @@ def test_another_backbone_is_another_base(base: Path, whole: Path, tmp_path: Pat
     swapped = moved(add_adapters(QwenVLAPolicy.from_pretrained(base, f"{other}/backbone"), BOTH, seed=1)).eval()
     save_adapters(swapped, tmp_path / "adapter", origin_of(section(base, backbone=f"{other}/backbone")))
     loaded = load_policy(section(base, tmp_path / "adapter", backbone=f"{other}/backbone"))
-    np.testing.assert_allclose(actions(loaded), actions(swapped), rtol=0, atol=1e-5)
+    assert_rounded_alike(actions(loaded), actions(swapped))
     with pytest.raises(UserError, match="trained on another policy"):
         load_policy(section(base, tmp_path / "adapter"))
     kept = make_bundle(
         base, tmp_path / "bundle", name="b", provenance=Provenance("x"), adapter=tmp_path / "adapter", merge=False,
         backbone=f"{other}/backbone",
     )  # fmt: skip
-    np.testing.assert_allclose(actions(kept.load()), actions(swapped), rtol=0, atol=1e-5)
+    assert_rounded_alike(actions(kept.load()), actions(swapped))
 
 
 def test_large_tensors_are_told_apart_by_samples_and_shards_do_not_matter(
@@ -357,11 +358,11 @@ def test_an_adapter_brings_the_one_that_it_was_trained_on(base: Path, whole: Pat
     wanted = actions(policy)
     shutil.rmtree(first)
     loaded = load_policy(section(base, tmp_path / "second"))
-    np.testing.assert_allclose(actions(loaded), wanted, rtol=0, atol=1e-4)
+    assert_rounded_alike(actions(loaded), wanted)
     kept = make_bundle(
         base, tmp_path / "bundle", name="b", provenance=Provenance("x"), adapter=tmp_path / "second", merge=False
     )
-    np.testing.assert_allclose(actions(kept.load()), wanted, rtol=0, atol=1e-4)
+    assert_rounded_alike(actions(kept.load()), wanted)
 
 
 # ---- how it acts
