@@ -21,7 +21,7 @@ from actors.player import Player
 from actors.watching import MotionLog
 from rl_finetune.config.schema import EvaluationSection, PolicySection
 from rl_finetune.config.worlds import World
-from rl_finetune.errors import RunError, UserError
+from rl_finetune.errors import RunError, SimulatorError, UserError, world_errors
 from rl_finetune.types import IntArray
 
 
@@ -210,6 +210,16 @@ class _Distant(Player):
         given, options = self._given
         super().__init__(*given, **options)
 
+    def play(self, *given: Any, **options: Any) -> EpisodeResults:
+        """See `Player.play`; what a world raises says where, which its traceback no longer can over there."""
+        with world_errors():
+            return super().play(*given, **options)
+
+    def watch(self, *given: Any, **options: Any) -> tuple[EpisodeResults, MotionLog]:
+        """See `Player.watch`, and `play`."""
+        with world_errors():
+            return super().watch(*given, **options)
+
 
 def _got(reference: Any) -> Any:
     """The answer of a player, or its own error without Ray's account of it."""
@@ -219,6 +229,6 @@ def _got(reference: Any) -> Any:
         return ray.get(reference)
     except Exception as error:
         cause = getattr(error, "cause", None)
-        if isinstance(cause, UserError | RunError):
+        if isinstance(cause, UserError | RunError | SimulatorError):
             raise cause from None
         raise

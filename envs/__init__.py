@@ -13,7 +13,7 @@ from envs.base import VectorEnv
 from envs.imported import imported
 from envs.mujoco import catalogue
 from envs.mujoco.build import build
-from rl_finetune.errors import UserError
+from rl_finetune.errors import UserError, users_code
 from rl_finetune.spec import EnvSpec
 
 __all__ = ["REGISTRY", "Entry", "VectorEnv", "alone_on", "expert_steps", "make", "spec"]
@@ -64,7 +64,8 @@ def make(name: str, num_envs: int, /, *, workers: int = 0, patience: float = PAT
         options: fields of the entry's option class, for example `image_size` and `tolerance` of `widowx_reach`.
 
     Raises:
-        UserError: unknown name or option, a bad value, or no way to draw on this machine.
+        UserError: unknown name or option, a bad value, a simulator that raises when it is made, or no way to draw on
+            this machine.
     """
     entry = _entry(name)
     chosen = _options(name, entry, options)
@@ -79,13 +80,15 @@ def make(name: str, num_envs: int, /, *, workers: int = 0, patience: float = PAT
         from envs.process import ProcessEnv
 
         return ProcessEnv(spec(name, **options), partial(make, name, **options), num_envs, workers, patience=patience)
-    return entry.build(num_envs, chosen)
+    with users_code(f"environment {name!r} cannot be made", certain=":" in name):
+        return entry.build(num_envs, chosen)
 
 
 def spec(name: str, /, **options: Any) -> EnvSpec:
     """What `make(name, ..., **options)` would promise; imports no simulator. Raises like `make`."""
     entry = _entry(name)
-    return entry.describe(_options(name, entry, options))
+    with users_code(f"environment {name!r} cannot be described", certain=":" in name):
+        return entry.describe(_options(name, entry, options))
 
 
 def alone_on(name: str, /, **options: Any) -> str | None:
@@ -118,7 +121,8 @@ def _options(name: str, entry: Entry, options: dict[str, Any]) -> Any:
     for option in options:
         if option not in known:
             raise _unknown(f"option of {name}", option, known)
-    return entry.options(**options)
+    with users_code(f"options of environment {name!r} cannot be used", certain=":" in name):
+        return entry.options(**options)
 
 
 def _unknown(kind: str, got: str, known: list[str]) -> UserError:

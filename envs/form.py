@@ -66,7 +66,9 @@ def _is_instruction(text: object) -> bool:
 
 def check_outcome(env: VectorEnv, out: ChunkOutcome) -> None:
     """Shapes, types and what must fit together in an outcome of all environments."""
-    require(not out.failures, f"an environment broke down: {'; '.join(map(str, out.failures))}")
+    if out.failures:
+        first, *more = out.failures
+        raise ContractError(f"an environment broke down: {first}" + (f"; so did {len(more)} others" if more else ""))
     n, horizon = env.num_envs, env.spec.embodiment.action.horizon
     _check_array("reward", out.reward, (n, horizon), np.float32)
     _check_array("steps_executed", out.steps_executed, (n,), np.int64)

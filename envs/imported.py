@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
-from rl_finetune.errors import UserError
+from rl_finetune.errors import UserError, cause
 
 
 def imported(text: str, what: str) -> Any:
@@ -17,8 +17,8 @@ def imported(text: str, what: str) -> Any:
         what: what it shall be, for the message: `environment`.
 
     Raises:
-        UserError: it is written otherwise, there is no such module here, or the module has no such attribute. An error
-            inside the module flies as it is.
+        UserError: it is written otherwise, there is no such module here, the module has no such attribute, or raises
+            when it is imported.
     """
     name, _, attribute = text.partition(":")
     if not name or not attribute.isidentifier():
@@ -28,11 +28,15 @@ def imported(text: str, what: str) -> Any:
         )  # fmt: skip
     try:
         module = import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise
+    except Exception as error:
+        absent = error.name if isinstance(error, ModuleNotFoundError) else None
+        if absent is None or not f"{name}.".startswith(f"{absent}."):
+            raise UserError(
+                f"{what} {text!r} lies in a module that cannot be imported", got=cause(error),
+                expected="a module that can", do="mend it there",
+            ) from error  # fmt: skip
         raise UserError(
-            f"{what} {text!r} lies in a module that cannot be imported here", got=f"no module {error.name!r}",
+            f"{what} {text!r} lies in a module that cannot be imported here", got=f"no module {absent!r}",
             expected="a module on Python's path, in this process and in every actor",
             do="install its package, or put its folder on PYTHONPATH",
         ) from error  # fmt: skip

@@ -18,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from envs import Entry
 from envs.base import Disturbance, VectorEnv, check_keys, no_expert, used_actions
 from envs.tally import Sight, Tally, gather
-from rl_finetune.arrays import NotFiniteError, as_array, flag, number
-from rl_finetune.errors import UserError, brief
+from rl_finetune.arrays import as_array, flag, number
+from rl_finetune.errors import SimulatorError, UserError, brief, cause, simulator
 from rl_finetune.instructions import instruction
 from rl_finetune.keys import Stream, generator
 from rl_finetune.pictures import fitted, picture
@@ -118,7 +118,7 @@ class SimpleWorld(VectorEnv):
         self._keys: SeedKeys | None = None
 
     def reset(self, keys: SeedKeys) -> Observation:
-        """See `VectorEnv.reset`. Raises `RuntimeError` where an episode cannot begin; names it."""
+        """See `VectorEnv.reset`. Raises `SimulatorError` where an episode cannot begin; names it."""
         check_keys(keys, self.num_envs)
         self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
         self._now = [self._begin(row, keys) for row in range(self.num_envs)]
@@ -196,7 +196,7 @@ class SimpleWorld(VectorEnv):
         except UserError:
             raise
         except Exception as error:
-            raise RuntimeError(f"episode cannot begin: {self._failure(row, keys, error)}") from error
+            raise SimulatorError(f"an episode cannot begin: {self._failure(row, keys, error)}") from error
 
     def _look(self, row: int) -> Sight:
         """What a row shows, in arrays of its own; raises `NotFiniteError` where a number is not finite."""
@@ -226,13 +226,13 @@ class SimpleWorld(VectorEnv):
         return np.array(fitted(raw, self.spec.image_size))
 
     def _failure(self, row: int, keys: SeedKeys, error: Exception) -> Failure:
-        cause = str(error) if isinstance(error, NotFiniteError) else f"{type(error).__name__}: {error}"
-        return Failure(row, self.spec.name, keys.seed, int(keys.env[row]), int(keys.episode[row]), cause)
+        return Failure(row, self.spec.name, keys.seed, int(keys.env[row]), int(keys.episode[row]), cause(error))
 
     def _rebuild(self, row: int) -> None:
         with suppress(Exception):  # what broke may well break again while it is closed
             self._episodes[row].close()
-        self._episodes[row] = self._build()
+        with simulator():
+            self._episodes[row] = self._build()
 
 
 def _channels(value: object, what: str, width: int | None = None) -> FloatArray | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rl_finetune.arrays import NotFiniteError
+from rl_finetune.errors import NotFiniteError
 from rl_finetune.types import (
     ChunkOutcome,
     Failure,

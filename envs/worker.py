@@ -21,7 +21,7 @@ import numpy as np
 
 from envs.base import VectorEnv
 from envs.guard import flaws
-from rl_finetune.errors import UserError
+from rl_finetune.errors import UserError, cause
 from rl_finetune.types import ActionChunk, ChunkOutcome, IntArray, Observation, SeedKeys
 
 ONE_THREAD = {"LP_NUM_THREADS": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -224,4 +224,4 @@ def _serve(pipe: Connection, build: Build, num_envs: int) -> None:
 
 def _told(error: Exception, *, built: bool = True) -> UserError | Breakdown:
     """What the caller hears of an error: the record pickles, whatever the error holds."""
-    return error if isinstance(error, UserError) else Breakdown(f"{type(error).__name__}: {error}", built=built)
+    return error if isinstance(error, UserError) else Breakdown(cause(error), built=built)

@@ -11,14 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rl_finetune.errors import UserError, brief
+from rl_finetune.errors import NotFiniteError, UserError, brief
 
 NUMBERS = "biuf"
 """numpy kinds: truth values, whole numbers, floats."""
-
-
-class NotFiniteError(FloatingPointError):
-    """A number is NaN or infinite where it must not be; says which. The simulator broke down, its input did not."""
 
 
 def as_array(value: object, what: str) -> NDArray[Any]:

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rl_finetune.arrays import NotFiniteError, as_array
-from rl_finetune.errors import UserError
+from rl_finetune.arrays import as_array
+from rl_finetune.errors import NotFiniteError, UserError
 from rl_finetune.types import ImageArray
 
 CHANNELS = (1, 3, 4)

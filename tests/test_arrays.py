@@ -14,8 +14,8 @@ from envs.gymnasium.options import GymnasiumOptions
 from envs.gymnasium.reading import reported
 from envs.gymnasium.rows import Row, row_of
 from envs.simple import Episode, SimpleWorld, Step
-from rl_finetune.arrays import NotFiniteError, as_array, flag, flags, number, per_env
-from rl_finetune.errors import UserError
+from rl_finetune.arrays import as_array, flag, flags, number, per_env
+from rl_finetune.errors import NotFiniteError, UserError
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import ActionChunk, SeedKeys

@@ -95,6 +95,7 @@ def test_groups_and_chunks_before_a_reset_are_refused(env: IsaacEnv) -> None:
     ("habits", "message"),
     [
         ("die", r"died during 'chunk'; exit code 7; .*\[double\] the driver is gone"),
+        ("raise", r"failed at 'chunk' with torch._C._LinAlgError: .* \(envs.py:\d+ in misbehave\)"),
         ("hang", r"did not answer 'chunk' within 2 s and was killed; exit code -9"),
     ],
 )

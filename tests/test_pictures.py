@@ -17,8 +17,7 @@ import envs
 from envs.gymnasium import GymnasiumOptions, spec
 from envs.gymnasium.together import TogetherWorld
 from envs.simple import Episode, SimpleWorld, Step
-from rl_finetune.arrays import NotFiniteError
-from rl_finetune.errors import UserError
+from rl_finetune.errors import NotFiniteError, UserError
 from rl_finetune.pictures import fitted, picture
 from rl_finetune.policy.config import WIDOWX
 from rl_finetune.promotion.serving.reading import Body, Reader

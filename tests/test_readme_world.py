@@ -152,7 +152,8 @@ def test_names_that_lead_nowhere(name: str, message: str) -> None:
 
 
 def test_error_inside_a_users_module_is_not_taken_for_a_missing_one() -> None:
-    with pytest.raises(ModuleNotFoundError, match="no_such_library"):
+    message = r"got stumbling.py raised ModuleNotFoundError: No module named 'no_such_library' \(stumbling.py:1\);"
+    with pytest.raises(UserError, match=message):
         envs.spec("stumbling:WORLD")
 
 
@@ -194,9 +195,9 @@ def test_options_reach_the_world_and_failures_the_outcome(monkeypatch: pytest.Mo
     with envs.make("fragile", 2, steps=3) as env:
         env.reset(keys(2))
         out = env.step_chunk(chunk)
-        assert [str(f) for f in out.failures] == [
-            "fragile broke down (seed 3, environment 1, episode 0): ValueError: snapped"
-        ]
+        (failure,) = map(str, out.failures)
+        said = "fragile broke down (seed 3, environment 1, episode 0): Fragile.step raised ValueError: snapped"
+        assert failure.startswith(f"{said} (test_readme_world.py:") and failure.endswith(" in step)")
         assert out.reward.tolist() == [[1] * 4, [0] * 4] and out.truncated.tolist() == [False, True]
         assert out.failed.tolist() == [False, True] and out.steps_executed.tolist() == [4, 3]
         monkeypatch.setattr(Fragile, "dead", True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import breaking_world
 import numpy as np
 import pytest
 from breaking_world import CHANNELS, HORIZON, SPEC, TIME_LIMIT, Breaking, Fault
@@ -27,8 +28,11 @@ from rl_finetune.types import ActionChunk, ChunkOutcome, Failure, Observation, S
 
 SEED, FIRST, ENVS, CHUNKS = 7, 10, 5, 8
 Kind = Literal["raise", "hang", "nan", "die"]
+LINES = Path(breaking_world.__file__).read_text().splitlines()
+RAISES = 1 + next(number for number, line in enumerate(LINES) if "raise ZeroDivisionError" in line)
 CAUSE = {
-    "raise": "ZeroDivisionError: the dot fell off",
+    "raise": "BreakingWorld.step_chunk raised ZeroDivisionError: the dot fell off "
+    f"(breaking_world.py:{RAISES} in fault)",
     "hang": "no answer within 2.5 s",
     "nan": "privileged state is not finite",
     "die": "its process died with exit code -9",
@@ -258,7 +262,7 @@ def test_nothing_is_left_running(tmp_path: Path) -> None:
 
 
 def test_worlds_that_cannot_be_built_are_told_and_end_everything() -> None:
-    with pytest.raises(WorldError, match="breaking could not be built in a worker process: TypeError"):
+    with pytest.raises(WorldError, match=r"built in a worker process: Unbuildable\.__call__ raised TypeError: no"):
         ProcessEnv(SPEC, Unbuildable(TypeError("no")), 2, 2, patience=30.0)
     with pytest.raises(UserError, match="bad option"):
         ProcessEnv(SPEC, Unbuildable(UserError("bad option", got=1, expected=2, do="change it")), 2, 2, patience=30.0)

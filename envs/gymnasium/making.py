@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from envs.gymnasium.options import NAME, RENDER, GymnasiumOptions
 from envs.imported import imported
-from rl_finetune.errors import UserError
+from rl_finetune.errors import SimulatorError, UserError, cause, is_theirs
 
 SCALES = (1.0, 255.0)
 """Numbers that stand for white where the bounds of a space are they."""
@@ -31,6 +32,24 @@ class Facts:
     """Names of the privileged channels."""
     one_by_one: bool
     """Whether its environments can be stepped alone."""
+
+
+class Telling(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Says where an environment raised before gymnasium hands its exception, and nothing else, to another process."""
+
+    def reset(self, **given: Any) -> Any:
+        """See `gymnasium.Env.reset`; raises a `SimulatorError` where it raises anything."""
+        return self._told(self.env.reset, **given)
+
+    def step(self, action: Any) -> Any:
+        """See `gymnasium.Env.step`; raises like `reset`."""
+        return self._told(self.env.step, action)
+
+    def _told(self, call: Callable[..., Any], *given: Any, **named: Any) -> Any:
+        try:
+            return call(*given, **named)
+        except Exception as error:
+            raise SimulatorError(cause(error)) from None
 
 
 def probe(options: GymnasiumOptions) -> Facts:
@@ -65,17 +84,19 @@ def make_one(options: GymnasiumOptions) -> gymnasium.Env[Any, Any]:
 def make_together(options: GymnasiumOptions, num_envs: int) -> VectorEnv[Any, Any, Any]:
     """`num_envs` environments that step at once."""
     if options.factory:
-        made = imported(options.factory, "factory of environments")(num_envs=num_envs, **options.kwargs)
+        factory = imported(options.factory, "factory of environments")
+        made = _made(options, lambda: factory(num_envs=num_envs, **options.kwargs))
         if not isinstance(made, VectorEnv):
             raise _unfit("factory", type(made).__name__, "a gymnasium.vector.VectorEnv", "return one")
         return made
     mode, arguments = options.vectorization, _arguments(options)
     # Its own environments restart when they are told to; a vector entry point has a way of its own.
     how = {"autoreset_mode": AutoresetMode.DISABLED} if mode != "vector_entry_point" else None
+    wrappers = [Telling] if mode == "async" else None
     return _made(
         options,
         lambda: gymnasium.make_vec(
-            options.id, num_envs=num_envs, vectorization_mode=mode, vector_kwargs=how, **arguments
+            options.id, num_envs=num_envs, vectorization_mode=mode, vector_kwargs=how, wrappers=wrappers, **arguments
         ),
     )
 
@@ -88,10 +109,17 @@ def _arguments(options: GymnasiumOptions) -> dict[str, Any]:
 def _made(options: GymnasiumOptions, make: Any) -> Any:
     try:
         return make()
+    except UserError:
+        raise
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise _unfit("id", repr(options.id), f"an environment that can be made here: {error}", "correct it") from error
-    except TypeError as error:
-        raise _unfit("kwargs", options.kwargs, f"arguments that it takes: {error}", "correct them") from error
+    except Exception as error:
+        if isinstance(error, TypeError) and not is_theirs(error):
+            raise _unfit("kwargs", options.kwargs, f"arguments that it takes: {error}", "correct them") from error
+        raise UserError(
+            f"{NAME} environment {options.id or options.factory!r} cannot be made", got=cause(error),
+            expected="no exception", do="mend it there",
+        ) from error  # fmt: skip
 
 
 def _ask(env: Any, options: GymnasiumOptions) -> Facts:

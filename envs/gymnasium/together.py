@@ -26,8 +26,8 @@ from envs.gymnasium.options import NAME, RENDER, GymnasiumOptions
 from envs.gymnasium.reading import episode_seed, reported, sight, to_world, told
 from envs.gymnasium.rows import Row, row_of
 from envs.tally import Sight, Tally, gather
-from rl_finetune.arrays import NotFiniteError, flags, per_env
-from rl_finetune.errors import UserError
+from rl_finetune.arrays import flags, per_env
+from rl_finetune.errors import NotFiniteError, SimulatorError, UserError, simulator
 from rl_finetune.keys import Stream, generator
 from rl_finetune.spec import EnvSpec
 from rl_finetune.types import ActionChunk, BoolArray, ChunkOutcome, Failure, FloatArray, Observation, SeedKeys
@@ -64,7 +64,8 @@ class TogetherWorld(VectorEnv):
         self._keys = replace(keys, env=np.array(keys.env), episode=np.array(keys.episode))
         seeds = [self._seed(row) for row in range(self.num_envs)]
         vector: Any = self._vector  # typed for one seed; environments that restart one by one take a list
-        self._obs, infos = vector.reset(seed=seeds if self.keyed else seeds[0])
+        with simulator():
+            self._obs, infos = vector.reset(seed=seeds if self.keyed else seeds[0])
         self._info = self._rows(infos)
         self._waits[:] = False
         for row in range(self.num_envs):
@@ -76,7 +77,7 @@ class TogetherWorld(VectorEnv):
         """See `VectorEnv.step_chunk`.
 
         Raises:
-            RuntimeError: an environment left the finite numbers and cannot be restarted alone.
+            SimulatorError: the environment raised, or left the finite numbers and cannot be restarted alone.
         """
         if self._keys is None:
             raise RuntimeError("step_chunk before reset: call reset(keys) first")
@@ -106,7 +107,8 @@ class TogetherWorld(VectorEnv):
         began = self._waits.copy()
         given = np.where(tally.running[:, None], actions, np.clip(0, self._space.low.ravel(), self._space.high.ravel()))
         shaped = given.reshape(self.num_envs, *self._space.shape).astype(self._space.dtype)
-        self._obs, reward, terminated, truncated, infos = self._vector.step(shaped)
+        with simulator():
+            self._obs, reward, terminated, truncated, infos = self._vector.step(shaped)
         reward = per_env(reward, f"{NAME} reward", self.num_envs)
         terminated = flags(terminated, f"{NAME} terminated", self.num_envs)
         truncated = flags(truncated, f"{NAME} truncated", self.num_envs)
@@ -177,7 +179,8 @@ class TogetherWorld(VectorEnv):
         """Begin the present episodes of some environments [N], with their seeds."""
         seeds = [self._seed(row) if rows[row] else None for row in range(self.num_envs)]
         vector: Any = self._vector
-        self._obs, infos = vector.reset(seed=seeds, options={"reset_mask": rows})
+        with simulator():
+            self._obs, infos = vector.reset(seed=seeds, options={"reset_mask": rows})
         self._waits[rows] = False
         for row in np.flatnonzero(rows):
             self._info[row] = Row(infos, int(row), self.num_envs, "info")
@@ -188,7 +191,7 @@ class TogetherWorld(VectorEnv):
         env, episode = int(self._keys.env[row]), int(self._keys.episode[row])
         failure = Failure(row, self.spec.name, self._keys.seed, env, episode, str(error))
         if not self.keyed:
-            raise RuntimeError(f"{failure}; it cannot be restarted without the others") from error
+            raise SimulatorError(f"{failure}; it cannot be restarted without the others") from error
         tally.fail(failure, self._now[row])
         self._keys.episode[row] += 1
         self._steps[row] = 0
@@ -237,14 +240,15 @@ class TogetherWorld(VectorEnv):
                 for row in range(self.num_envs)
             ]
         except NotFiniteError as error:
-            raise RuntimeError(f"{NAME} environment {self._options.id or self._options.factory}: {error}") from error
+            raise SimulatorError(f"{NAME} environment {self._options.id or self._options.factory}: {error}") from error
 
     def _sight(self, row: int, obs: Any, info: Mapping[str, Any], frames: Any) -> Sight:
         frame = None if frames is None else row_of(frames, row, self.num_envs, "render()")
         return sight(self._options, self._whites, self._told[row], obs, info, frame)
 
     def _frames(self) -> Any:
-        return self._vector.render() if RENDER in self._options.views.values() else None
+        with simulator():
+            return self._vector.render() if RENDER in self._options.views.values() else None
 
     def _rows(self, infos: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [Row(infos, row, self.num_envs, "info") for row in range(self.num_envs)]

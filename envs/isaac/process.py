@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.isaac.worker.wire import Array, Message, receive, send
-from rl_finetune.errors import UserError
+from rl_finetune.errors import SimulatorError, UserError
 
 BOOT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import worker.serve as serve; sys.path.pop(0); serve.main()"
 """Imports the worker by its folder, so that nothing of this project is importable in Isaac's process."""
@@ -21,7 +21,7 @@ TAIL = 12
 CLOSE_SECONDS = 60.0
 
 
-class IsaacError(RuntimeError):
+class IsaacError(SimulatorError):
     """Isaac's process failed, died or hangs; says which one, and what its log says."""
 
 

@@ -13,7 +13,7 @@ from rl_finetune.config.loader import validated
 from rl_finetune.config.objectives import ObjectiveSection
 from rl_finetune.config.schema import EvaluateConfig, PolicySection, TrainConfig
 from rl_finetune.config.worlds import EnvSection
-from rl_finetune.errors import UserError
+from rl_finetune.errors import UserError, users_code
 from rl_finetune.memory import check_environments
 from rl_finetune.policy import QwenVLAConfig, QwenVLAPolicy, compatibility
 from rl_finetune.policy.compatibility import Bytes
@@ -49,10 +49,12 @@ def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
     if own is not None:
         _check_backbone(own)
     for world, spec in zip(worlds, specs, strict=True):
-        with envs.make(world.name, 1, **world.options) as single:
+        broken = f"environment {world.name!r} breaks down"
+        with users_code(broken, certain=":" in world.name), envs.make(world.name, 1, **world.options) as single:
             require_groups(single, group_size)
+            told = single.reset(SeedKeys(0, FIRST, FIRST)).instruction
             if own is not None and not spec.tasks:
-                compatibility.check_prompts(own, config, spec, single.reset(SeedKeys(0, FIRST, FIRST)).instruction)
+                compatibility.check_prompts(own, config, spec, told)
 
 
 def specs_of(env: EnvSection) -> list[EnvSpec]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from rl_finetune.cli.parsing import parse
-from rl_finetune.errors import RunError, UserError
+from rl_finetune.errors import RunError, UserError, cause, is_theirs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,3 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; without this the interpreter complains again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        if not is_theirs(error):
+            raise
+        print("error:", cause(error), file=sys.stderr)
+        return 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rl_finetune.cli import texts
 from rl_finetune.cli.parser import Commands, add, add_words, bare
-from rl_finetune.errors import UserError
+from rl_finetune.errors import UserError, users_code
 
 if TYPE_CHECKING:
     from rl_finetune.config import EvaluateConfig, Section, SFTConfig, TrainConfig
@@ -119,13 +119,13 @@ def _check_env(arguments: argparse.Namespace) -> int:
     from rl_finetune.config.files import apply
 
     name, options = arguments.name, apply({}, arguments.words)
-    try:
-        with envs.make(name, 3, **options) as env:
+    broken = f"environment {name!r} breaks"
+    with users_code(f"{broken} down", certain=":" in name), envs.make(name, 3, **options) as env:
+        try:
             left_out = contract.check(env, make=lambda n: envs.make(name, n, **options), scale=arguments.scale)
-    except contract.ContractError as error:
-        raise UserError(
-            f"environment {name!r} breaks the contract", got=error, expected="what envs/base.py says", do="mend it"
-        ) from error
+        except contract.ContractError as error:
+            rules = "what envs/base.py says"
+            raise UserError(f"{broken} the contract", got=error, expected=rules, do="mend it") from error
     print(f"{name} keeps the contract")
     for rule in left_out:
         print(f"  not asked of it: {rule}")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 import socket
 import sys
+import sysconfig
 import traceback
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,10 +86,20 @@ def packed(played: Played) -> Arrays:
 
 def _failure(error: Exception) -> Message:
     traceback.print_exc()  # into the log
-    told: dict[str, Any] = {"answer": "failed", "trace": "".join(traceback.format_exception_only(error)).strip()}
+    told: dict[str, Any] = {"answer": "failed", "trace": _line(error)}
     if isinstance(error, Refused):
         told["refused"] = error.told
     return Message(told)
+
+
+def _line(error: Exception) -> str:
+    """Type, message, and the last place in a file that is neither this worker's nor an installed package's."""
+    said = " ".join("".join(traceback.format_exception_only(error)).split())
+    own, python = str(Path(__file__).parent), sysconfig.get_path("stdlib")
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not frame.filename.startswith((own, python, "<")) and "site-packages" not in frame.filename:
+            return f"{said} ({Path(frame.filename).name}:{frame.lineno} in {frame.name})"
+    return said
 
 
 def _try_send(line: socket.socket, message: Message) -> None:

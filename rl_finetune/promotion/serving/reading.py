@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl_finetune import pictures
-from rl_finetune.arrays import NotFiniteError
-from rl_finetune.errors import UserError
+from rl_finetune.errors import NotFiniteError, UserError
 from rl_finetune.instructions import instruction
 from rl_finetune.promotion.serving.wire import Keys
 from rl_finetune.types import ImageArray, Observation

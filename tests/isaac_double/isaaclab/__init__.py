@@ -2,7 +2,7 @@
 
 Habits are switched by the environment variable ISAAC_DOUBLE, a comma-separated list:
 `three` (launch_simulation, ProxyArray, render_enabled, final_obs, x y z w), `direct` (no termination manager),
-`no_success`, `early_cut` (a time-out term inside the episode), `nan`, `die`, `hang`, `noisy`.
+`no_success`, `early_cut` (a time-out term inside the episode), `nan`, `die`, `hang`, `raise`, `noisy`.
 """
 
 import os

@@ -185,6 +185,8 @@ class DoubleEnv(gymnasium.Env):
             os._exit(7)
         if "hang" in HABITS:
             time.sleep(60)
+        if "raise" in HABITS:
+            torch.linalg.inv(torch.zeros(2, 2))
 
     def close(self):
         STATE["closed"].append("env")
