@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from builders import observations, tiny_policy
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -246,3 +247,11 @@ def test_films_show_what_the_policy_sees() -> None:
     world.step_chunk(ActionChunk(still, np.ones(still.shape, bool)))
     (film,) = world.filmed
     assert film.shape == (8, 224, 224, 3) and all(np.array_equal(frame, first[0]) for frame in film)
+
+
+@pytest.mark.parametrize("spoil", [lambda image: image / 255, lambda image: image[..., :1], lambda image: image > 9])
+def test_a_policy_takes_bytes_and_nothing_that_would_look_like_black(spoil: Any) -> None:
+    seen = observations(2)
+    images = {"ego": spoil(seen.images["ego"])}
+    with pytest.raises(UserError, match=r"camera pictures are no bytes: got \w+ of shape \(2, 64, 64, [13]\)"):
+        tiny_policy().look(replace(seen, images=images))

@@ -96,10 +96,17 @@ class Backbone(nn.Module):
         """Prompts and patches of one batch.
 
         Raises:
-            UserError: a picture's sides are no multiple of patch size times merge size, or a prompt is longer than L.
+            UserError: pictures are not uint8 RGB, their sides are no multiple of patch size times merge size, or a
+                prompt is longer than L.
         """
         vision = self.model.config.vision_config
         pictures = np.stack([observation.images[view] for view in body.views], axis=1)
+        if pictures.dtype != np.uint8 or pictures.ndim != 5 or pictures.shape[-1] != 3:
+            shape = pictures.shape[:1] + pictures.shape[2:]
+            raise UserError(
+                "camera pictures are no bytes", got=f"{pictures.dtype} of shape {shape}",
+                expected="uint8 [N, h, w, 3]", do="read them with `rl_finetune.pictures.picture`",
+            )  # fmt: skip
         height, width = pictures.shape[2:4]
         unit = vision.patch_size * vision.spatial_merge_size
         if height % unit or width % unit:
