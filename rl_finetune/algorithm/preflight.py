@@ -29,8 +29,8 @@ FIRST = np.zeros(1, np.int64)
 
 
 def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
-    """Compare the policy with every world's spec, load decoder and adapter, look at the backbone's files, build one of
-    each world.
+    """Compare the policy with every world's spec, load decoder and adapter, look at the backbone's files, begin an
+    episode in one of each world.
 
     Args:
         policy: the starting point.
@@ -53,8 +53,8 @@ def check(policy: PolicySection, env: EnvSection, group_size: int = 1) -> None:
         with users_code(broken, certain=":" in world.name), envs.make(world.name, 1, **world.options) as single:
             require_groups(single, group_size)
             told = single.reset(SeedKeys(0, FIRST, FIRST)).instruction
-            if own is not None and not spec.tasks:
-                compatibility.check_prompts(own, config, spec, told)
+        if own is not None and not spec.tasks:
+            compatibility.check_prompts(own, config, spec, told)
 
 
 def specs_of(env: EnvSection) -> list[EnvSpec]:
