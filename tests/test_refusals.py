@@ -122,7 +122,7 @@ def test_more_than_the_memory_of_this_machine(
     monkeypatch.setattr(memory, "available", lambda: 10**9)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if needed is None:
-        with pytest.raises(AssertionError, match="a world was built"):
+        with pytest.raises(UserError, match="AssertionError: a world was built"):
             run(job, *words)
         return
     with pytest.raises(UserError, match=rf"at least {needed}; expected at most the 1\.0 GB that this machine has left"):
