@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,7 +30,10 @@ from benchmarks.serving import (
 )
 from rl_finetune.config.serving import BatchingSection, NetworkSection, ServeSection
 from rl_finetune.errors import UserError
+from rl_finetune.promotion.serving.batching import Batcher, Late
+from rl_finetune.promotion.serving.reading import Reading
 from rl_finetune.promotion.serving.refusals import PERIOD, Refusals
+from rl_finetune.promotion.serving.requests import ActReply
 from rl_finetune.promotion.serving.server import PolicyServer
 from tests.serving import ADMIN, KEY, page, status
 
@@ -285,6 +289,85 @@ def test_a_request_that_waits_too_long_is_given_up_and_never_computed():
         gate.open.set()
         assert until(lambda: first.robot.honest(5) is None)
     assert gate.seen[:2] == [[1], [5]]
+
+
+def test_a_request_is_given_up_as_soon_as_its_pictures_are_too_old():
+    gate = Gate()
+    stage = InstantStage(before=gate)
+    said = stage.metadata()["embodiments"]["widowx"] | {"stale_after": 0.2}
+    stage.metadata = lambda: {"bundle": "first", "embodiments": {"widowx": said}}
+    with serving(stage, settings()) as (port, server):  # whose deadline is far away
+        first = Asking(port, 1)
+        try:
+            assert gate.entered.wait(PATIENCE)
+            second = Asking(port, 2)
+            for robot in (first, second):
+                assert robot.result()["interventions"] == {"late": HORIZON}
+            assert waits(server, 0)
+        finally:
+            gate.open.set()
+        assert until(lambda: first.robot.honest(5) is None)
+    assert gate.seen[0] == [1] and [2] not in gate.seen and [5] in gate.seen
+
+
+def test_a_robot_that_was_told_nothing_yet_goes_first_in_every_other_batch():
+    """The others can be held where they are too late."""
+    gate = Gate()
+    gate.open.set()
+    with serving(InstantStage(before=gate), settings(batching={"max_batch": 2})) as (port, server):
+        regulars = [Robot(port) for _ in range(4)]
+        for number, robot in enumerate(regulars):
+            assert robot.honest(number) is None
+        gate.open.clear()
+        gate.entered.clear()
+        gate.seen.clear()
+        threads = []
+
+        def ask(robot: Robot, value: int) -> None:
+            threads.append(threading.Thread(target=robot.send, args=(observation(value),), daemon=True))
+            threads[-1].start()
+            assert gate.entered.wait(PATIENCE) if value == 0 else waits(server, value)
+
+        for value in range(4):
+            ask(regulars[value], value)
+        for value in (4, 5):
+            ask(Robot(port), value)
+        gate.open.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert gate.seen == [[0], [4, 1], [2, 3], [5]]
+
+
+def test_who_would_be_too_late_does_not_keep_others_from_being_in_time():
+    """Of a policy that takes five seconds, on a clock of its own."""
+    request = PlainSession(0).ask(Reading({"ego": np.zeros((8, 8, 3), np.uint8)}, "reach", "widowx"), 0.0)
+    seen = []
+
+    async def live() -> None:
+        loop, now, gate = asyncio.get_running_loop(), 0.0, threading.Event()
+        gate.set()
+
+        def act(requests):
+            nonlocal now
+            assert gate.wait(PATIENCE)
+            now += 5.0
+            seen.append([r.seed for r in requests])
+            return [ActReply(np.zeros((1, 1), np.float32), "a", 0.0, 1) for _ in requests]
+
+        loop.time = lambda: now
+        batcher = Batcher(act, BatchingSection(max_batch=1, max_wait=0.0, deadline=1000.0), lambda: 9)
+        await batcher.ask(replace(request, seed=1))
+        gate.clear()
+        asked = [batcher.ask(replace(request, seed=n), within) for n, within in ((2, 900.0), (3, 9.0), (4, 900.0))]
+        gate.set()
+        await asked[2]
+        with pytest.raises(Late, match="no chunk within 9 s"):
+            await asked[1]
+        del loop.time
+        await batcher.close()
+
+    asyncio.run(live())
+    assert seen[:3] == [[1], [2], [4]]
 
 
 def test_a_client_that_leaves_takes_its_request_with_it():

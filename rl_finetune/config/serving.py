@@ -46,7 +46,8 @@ class BatchingSection(Section):
     max_wait: float = Field(0.005, ge=0)
     """Seconds that a free policy waits for more requests, while a client that could ask has not."""
     deadline: float = Field(10.0, gt=0)
-    """Seconds after which a request that has not been answered is given up."""
+    """Seconds after which a request that has not been computed is given up, and its robot held; the bundle's
+    `stale_after`, if that is less."""
 
 
 class ReadingSection(Section):

@@ -12,6 +12,7 @@ that wake one another would cost a lone client more than its frame does.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -64,6 +65,8 @@ class _Waiting:
     reply: asyncio.Future[ActReply]
     since: float
     """When it came, on the loop's clock."""
+    until: float
+    """When its reply is of no use any more."""
 
 
 class Batcher:
@@ -81,9 +84,10 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Waiting] = []
         self._computing: list[_Waiting] = []
-        self._free_since = self._loop.time()
+        self._free_since = self._busy_since = self._loop.time()
+        self._took = 0.0
         self._patience: asyncio.TimerHandle | None = None
-        self._stopped = False
+        self._stopped = self._jumped = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference")
 
     @property
@@ -91,18 +95,24 @@ class Batcher:
         """Requests that wait."""
         return len(self._waiting)
 
-    def ask(self, request: ActRequest) -> asyncio.Future[ActReply]:
+    def ask(self, request: ActRequest, within: float = math.inf) -> asyncio.Future[ActReply]:
         """The policy's reply, or what it raised for this very request, or Late. Cancelling it takes the request out of
         the queue.
+
+        Args:
+            request: of one client.
+            within: seconds after which the reply is of no use any more; `deadline` at most.
 
         Raises:
             Stopping: the server stops.
         """
         if self._stopped:
             raise Stopping("the server is being stopped")
-        waiting = _Waiting(request, kind_of(request), self._loop.create_future(), self._loop.time())
+        within, now = min(within, self._settings.deadline), self._loop.time()
+        waiting = _Waiting(request, kind_of(request), self._loop.create_future(), now, now + within)
         self._waiting.append(waiting)
-        deadline = self._loop.call_later(self._settings.deadline, self._expire, waiting)
+        late = Late(f"late: no chunk within {within:g} s; ask again")
+        deadline = self._loop.call_at(waiting.until, _settle, waiting, late)
         waiting.reply.add_done_callback(lambda reply: self._done(waiting, deadline))
         self._pump()
         return waiting.reply
@@ -124,7 +134,7 @@ class Batcher:
             return
         since = max(self._waiting[0].since, self._free_since)
         if self._enough() or self._loop.time() >= since + self._settings.max_wait:
-            self._computing = self._take()
+            self._computing, self._busy_since = self._take(), self._loop.time()
             self._thread.submit(self._work, self._computing)
         elif self._patience is None:
             self._patience = self._loop.call_at(since + self._settings.max_wait, self._impatient)
@@ -140,8 +150,19 @@ class Batcher:
         return sum(w.kind == first for w in self._waiting) >= self._settings.max_batch
 
     def _take(self) -> list[_Waiting]:
-        """The oldest request and the next ones of its kind; the others keep their places."""
-        batch = [w for w in self._waiting if w.kind == self._waiting[0].kind][: self._settings.max_batch]
+        """The oldest request and the next ones of its kind; the others keep their places.
+
+        A robot that was told nothing in its episode goes before the others, in every other batch: the others can be
+        held where they are too late, and it perhaps cannot. Whoever would be too late after a batch like the last one
+        is passed over: a queue that is always served from its old end serves nobody in time.
+        """
+        now = self._loop.time()
+        useful = [w for w in self._waiting if w.until > now + self._took] or self._waiting
+        first = next((w for w in useful if w.request.chunk == 0), useful[0])
+        lead = useful[0] if self._jumped else first
+        self._jumped = lead is not useful[0]
+        others = [w for w in useful if w is not lead and w.kind == lead.kind]
+        batch = [lead, *others[: self._settings.max_batch - 1]]
         self._waiting = [w for w in self._waiting if w not in batch]
         return batch
 
@@ -167,10 +188,8 @@ class Batcher:
         for waiting, outcome in zip(batch, outcomes, strict=True):
             _settle(waiting, outcome)
         self._computing, self._free_since = [], self._loop.time()
+        self._took = self._free_since - self._busy_since
         self._pump()
-
-    def _expire(self, waiting: _Waiting) -> None:
-        _settle(waiting, Late(f"late: no chunk within {self._settings.deadline:g} s; ask again with a new observation"))
 
     def _done(self, waiting: _Waiting, deadline: asyncio.TimerHandle) -> None:
         deadline.cancel()

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -237,7 +238,7 @@ class PolicyServer:
 
     async def _computed(self, request: ActRequest, gone: asyncio.Future[None]) -> ActReply:
         """The policy's reply, unless the client leaves before it."""
-        asked = self._batcher.ask(request)
+        asked = self._batcher.ask(request, self._fresh[request.embodiment])
 
         def leave(_: asyncio.Future[None]) -> None:
             asked.cancel()
@@ -276,9 +277,11 @@ class PolicyServer:
     def _changed(self) -> None:
         """Another bundle acts: read messages as it wants them."""
         reading = self._settings.reading
-        known = bodies(self._stage.metadata())
+        metadata = self._stage.metadata()
+        known, embodiments = bodies(metadata), metadata["embodiments"]
         self._reader = Reader(known, prompt_chars=reading.prompt_chars, largest_side=reading.largest_side)
         self._keys = self._reader.keys
+        self._fresh = {tag: float(said.get("stale_after", math.inf)) for tag, said in embodiments.items()}
 
     def _tally(self, reply: ActReply, answer: Answered, seconds: float) -> None:
         metrics = self.metrics
