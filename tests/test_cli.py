@@ -107,7 +107,7 @@ def test_show_config_prints_what_would_run(capsys: pytest.CaptureFixture[str]) -
 def test_show_config_describes(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show-config", "evaluate", "--describe"]) == 0
     text = capsys.readouterr().out
-    assert "evaluation.episodes  (whole number >= 1; default 500)" in text
+    assert "evaluation.episodes  (whole number >= 2; default 500)" in text
     assert "Held-out episodes" in text
 
 
