@@ -17,10 +17,12 @@ import numpy as np
 import envs
 from actors.evaluator import run_episodes
 from benchmarks.serving import listening
-from rl_finetune.config.schema import EvaluationSection, PolicySection
+from rl_finetune.config.schema import EvaluationSection
 from rl_finetune.config.serving import ActingSection, BatchingSection, NetworkSection, ServeConfig, ServeSection
 from rl_finetune.metrics.intervals import paired_gain, wilson
-from rl_finetune.policy.loading import prompt_room
+from rl_finetune.policy import QwenVLAConfig
+from rl_finetune.policy.compatibility import prompt_room
+from rl_finetune.policy.policy import BACKBONE_FOLDER
 from rl_finetune.promotion.records import Limits
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
@@ -83,10 +85,11 @@ def play(policy: str, world: str, episodes: int, clients: int, python: Path) -> 
         python: interpreter that has openpi's client.
     """
     spec = envs.spec(world)
+    room = prompt_room(QwenVLAConfig.load(Path(policy)), Path(policy) / BACKBONE_FOLDER, [spec])
     with tempfile.TemporaryDirectory() as folder:
         bundle = make_bundle(
             policy, Path(folder) / "bundle", name=world, provenance=Provenance("benchmark"), limits=_limits(policy),
-            acted=Acted(spec.image_size, EVALUATION.temperature, prompt_room(PolicySection(path=policy), [spec])),
+            acted=Acted(spec.image_size, EVALUATION.temperature, room),
         )  # fmt: skip
         config = ServeConfig(
             bundle=str(bundle.folder),

@@ -33,7 +33,7 @@ from rl_finetune.policy import identity as identities
 from rl_finetune.policy.adapter_files import PEFT_CONFIG, PEFT_WEIGHTS, origin_of
 from rl_finetune.policy.adapters import add_adapters, equip, save_adapters
 from rl_finetune.policy.identity import base_of
-from rl_finetune.policy.loading import load_policy, prompt_room
+from rl_finetune.policy.loading import load_policy
 from rl_finetune.promotion.registry.bundle import make_bundle, open_bundle
 from rl_finetune.promotion.registry.contents import Acted, Provenance
 from rl_finetune.types import Observation
@@ -444,10 +444,15 @@ def test_a_bundle_has_room_for_the_prompts_that_it_is_judged_with(base: Path, tm
     assert main(["promote", "bundle", *words]) == 0
     bundle = open_bundle(tmp_path / "c" / "bundle")
     specs = [envs.spec(LONG)]
-    assert bundle.acted.context_tokens == prompt_room(section(base), specs) == {"widowx": 69}
-    assert load_policy(section(base), specs).eyes.lengths == {"widowx": 69}
+    assert bundle.acted.context_tokens == load_policy(section(base), specs).eyes.lengths == {"widowx": 69}
     wide, narrow = bundle.load(), make_bundle(base, tmp_path / "narrow", name="n", provenance=Provenance("x")).load()
     seen = longest(wide)
     assert wide.encode(seen).mask.shape == (8, 69)
     with pytest.raises(UserError, match="prompt is longer"):
         narrow.encode(seen)
+
+
+def test_a_bundle_can_be_made_whose_bodies_are_not_those_of_the_settings(base: Path, tmp_path: Path) -> None:
+    words = [f"candidate.path={base}", "candidate.adapter=", "env.name=rover_navigate", f"folder={tmp_path}/c"]
+    assert main(["promote", "bundle", *words]) == 0
+    assert open_bundle(tmp_path / "c" / "bundle").acted.context_tokens == {}

@@ -262,30 +262,13 @@ def load_backbone(
     if found["missing_keys"]:
         first, *more = sorted(found["missing_keys"])
         raise refused(got=f"{name_or_path} without the weights {first} and {len(more)} others")
-    _learn_views(tokenizer, views)
+    tags = [tag for view in views for tag in view_tokens(view)]
+    tokenizer.add_special_tokens({"additional_special_tokens": tags})
     if len(tokenizer) > model.config.text_config.vocab_size:
         with torch.random.fork_rng():  # new rows are drawn: every process must draw the same
             torch.manual_seed(0)
             model.resize_token_embeddings(len(tokenizer))
     return Backbone(model, tokenizer, max_tokens, lengths)
-
-
-def empty_backbone(name_or_path: str, max_tokens: int, views: tuple[str, ...], lengths: Mapping[str, int]) -> Backbone:
-    """As `load_backbone`, without reading or holding any weights: it counts tokens, and does nothing else.
-
-    Raises:
-        UserError: no config or tokenizer there.
-    """
-    try:
-        config, tokenizer = Qwen3_5Config.from_pretrained(name_or_path), AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "backbone cannot be loaded", got=f"{name_or_path}: {_first_line(error)}",
-            expected="a Qwen3.5 folder or hub id", do="check the name",
-        ) from error  # fmt: skip
-    _learn_views(tokenizer, views)
-    with torch.device("meta"):
-        return Backbone(Qwen3_5ForConditionalGeneration(config), tokenizer, max_tokens, lengths)
 
 
 def save_backbone(backbone: Backbone, folder: Path) -> None:
@@ -333,11 +316,6 @@ def with_words(backbone: Backbone, tags: Iterable[str], texts: Iterable[str]) ->
     )
     tokenizer.add_tokens([AddedToken(word, normalized=False) for word, _ in counted.most_common(max(room, 0))])
     return Backbone(backbone.model, tokenizer, backbone.max_tokens, backbone.lengths)
-
-
-def _learn_views(tokenizer: Any, views: tuple[str, ...]) -> None:
-    tags = [tag for view in views for tag in view_tokens(view)]
-    tokenizer.add_special_tokens({"additional_special_tokens": tags})
 
 
 def _merges(tokenizer: Tokenizer) -> list[list[str]]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from rl_finetune.errors import UserError
 from rl_finetune.policy.config import QwenVLAConfig
-from rl_finetune.policy.prompt import prompt
+from rl_finetune.policy.prompt import prompt, view_tokens
 from rl_finetune.spec import EmbodimentSpec, EnvSpec, handshake
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -66,10 +66,7 @@ def check_prompts(backbone: Path, config: QwenVLAConfig, spec: EnvSpec, tasks: S
     file, tag = backbone / TOKENIZER_FILE, spec.embodiment.tag
     if spec.tasks or not file.is_file():
         return
-    side, length = spec.image_size // config.picture_unit, config.context_tokens.get(tag, config.max_context_tokens)
-    tokenizer = Tokenizer.from_file(str(file))
-    body = next(known for known in config.embodiments if known.tag == tag)
-    needed = max(len(tokenizer.encode(prompt(body, task, side**2), add_special_tokens=False).ids) for task in tasks)
+    length, needed = config.context_tokens.get(tag, config.max_context_tokens), _longest(file, config, spec, tasks)
     if needed > length:
         raise UserError(
             f"prompts of {spec.name!r} are longer than the policy's context", got=f"{needed} tokens",
@@ -77,6 +74,33 @@ def check_prompts(backbone: Path, config: QwenVLAConfig, spec: EnvSpec, tasks: S
             do="name the world's longest tasks in EnvSpec.tasks, use smaller pictures, or teach the policy this world "
             "with `rl-finetune sft`",
         )  # fmt: skip
+
+
+def prompt_room(config: QwenVLAConfig, backbone: Path, specs: Sequence[EnvSpec]) -> dict[str, int]:
+    """Robot tag -> tokens that prompts are padded to where a policy has been made ready for these worlds; nothing of
+    bodies that it does not know.
+
+    Args:
+        config: the policy's.
+        backbone: folder with the tokenizer.
+        specs: of the worlds.
+    """
+    known, file = {body.tag for body in config.embodiments}, backbone / TOKENIZER_FILE
+    found: dict[str, int] = {}
+    for spec in specs if file.is_file() else ():
+        tag = spec.embodiment.tag
+        if tag in known:
+            length = found.get(tag, config.context_tokens.get(tag, config.max_context_tokens))
+            found[tag] = max(length, _longest(file, config, spec, spec.tasks)) if spec.tasks else length
+    return found
+
+
+def _longest(file: Path, config: QwenVLAConfig, spec: EnvSpec, tasks: Sequence[str]) -> int:
+    """Tokens of the longest prompt."""
+    tokenizer, side = Tokenizer.from_file(str(file)), spec.image_size // config.picture_unit
+    tokenizer.add_special_tokens([tag for view in config.views for tag in view_tokens(view)])
+    body = next(known for known in config.embodiments if known.tag == spec.embodiment.tag)
+    return max(len(tokenizer.encode(prompt(body, task, side**2), add_special_tokens=False).ids) for task in tasks)
 
 
 @dataclass(frozen=True, slots=True)

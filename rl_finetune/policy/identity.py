@@ -55,10 +55,19 @@ def base_of(section: PolicySection) -> Base:
     Raises:
         UserError: some of its files are missing or damaged.
     """
-    folder = local_folder(section.path)
-    backbone = folder / BACKBONE_FOLDER if section.backbone is None else local_folder(section.backbone, "backbone")
+    folder, backbone = folders_of(section)
     name = section.path if section.backbone is None else f"{section.path} with backbone {section.backbone}"
     return Base(name, _policy_digest(folder), _backbone_digest(backbone))
+
+
+def folders_of(section: PolicySection) -> tuple[Path, Path]:
+    """Where the policy that settings name and its backbone lie.
+
+    Raises:
+        UserError: one of them does not exist.
+    """
+    folder = local_folder(section.path)
+    return folder, folder / BACKBONE_FOLDER if section.backbone is None else local_folder(section.backbone, "backbone")
 
 
 def _policy_digest(folder: Path) -> str:

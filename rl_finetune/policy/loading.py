@@ -6,29 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rl_finetune.config.schema import PolicySection
-from rl_finetune.policy.config import QwenVLAConfig
-from rl_finetune.policy.hub import local_folder
 from rl_finetune.policy.identity import base_of
-from rl_finetune.policy.policy import BACKBONE_FOLDER, QwenVLAPolicy
+from rl_finetune.policy.policy import QwenVLAPolicy
 from rl_finetune.spec import EnvSpec, handshake
-
-
-def prompt_room(section: PolicySection, specs: Sequence[EnvSpec]) -> dict[str, int]:
-    """Robot tag -> tokens that prompts are padded to where `load_policy` has made the policy ready for these
-    environments. No weights are read.
-
-    Raises:
-        UserError: there is no such policy, or it does not know a body.
-    """
-    from rl_finetune.policy.backbone import empty_backbone
-
-    folder = local_folder(section.path)
-    config = QwenVLAConfig.load(folder)
-    source = section.backbone or str(folder / BACKBONE_FOLDER)
-    backbone = empty_backbone(source, config.max_context_tokens, config.views, config.context_tokens)
-    for spec in specs:
-        backbone.fit(handshake(config.embodiments, spec), spec.tasks, spec.image_size)
-    return {spec.embodiment.tag: backbone.lengths[spec.embodiment.tag] for spec in specs}
 
 
 def load_policy(

@@ -13,8 +13,9 @@ from rl_finetune.config.schema import PolicySection
 from rl_finetune.durable import Json
 from rl_finetune.errors import UserError
 from rl_finetune.policy import QwenVLAConfig
+from rl_finetune.policy.compatibility import prompt_room
 from rl_finetune.policy.hub import local_folder
-from rl_finetune.policy.loading import prompt_room
+from rl_finetune.policy.identity import folders_of
 from rl_finetune.promotion.commands import BUNDLE
 from rl_finetune.promotion.evidence.bounds import limits_of
 from rl_finetune.promotion.evidence.limits import KNOWN
@@ -101,7 +102,7 @@ def sealed(config: PromoteConfig, candidate: Candidate) -> Bundle:
         asked.path, candidate.folder, name=config.bundle.name or _name(asked), provenance=provenance,
         adapter=None if asked.adapter is None else Path(asked.adapter), merge=config.bundle.merge,
         backbone=asked.backbone, limits=limits_for_all(config, candidate.weights), evaluations=evaluation,
-        acted=replace(acted_in(config), context_tokens=prompt_room(asked, _specs(config))),
+        acted=replace(acted_in(config), context_tokens=_room(config)),
         sign_with=None if config.bundle.sign_with is None else Path(config.bundle.sign_with),
     )  # fmt: skip
 
@@ -125,6 +126,12 @@ def acted_in(config: PromoteConfig) -> Acted:
 
 def _specs(config: PromoteConfig) -> list[EnvSpec]:
     return [envs.spec(world.name, **world.options) for world in config.env.worlds()]
+
+
+def _room(config: PromoteConfig) -> dict[str, int]:
+    """Tokens that prompts are padded to where the candidate is evaluated."""
+    folder, backbone = folders_of(config.candidate)
+    return prompt_room(QwenVLAConfig.load(folder), backbone, _specs(config))
 
 
 def source_of(bundle: Bundle) -> str:

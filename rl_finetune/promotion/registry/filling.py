@@ -64,7 +64,7 @@ def put_weights(
         UserError: they cannot be loaded or copied.
     """
     from rl_finetune.config.schema import PolicySection
-    from rl_finetune.policy.hub import local_folder
+    from rl_finetune.policy.identity import folders_of
     from rl_finetune.policy.loading import load_policy
     from rl_finetune.policy.policy import BACKBONE_FOLDER
 
@@ -74,12 +74,11 @@ def put_weights(
         loaded = load_policy(section, merge=True)
         loaded.save_pretrained(beside / POLICY)
         return "merged", loaded.guidance
-    source = local_folder(policy)
+    source, eyes = folders_of(section)
     (beside / POLICY).mkdir()
     for name in NEEDED:
         if (source / name).is_file() and "/" not in name:
             shutil.copyfile(source / name, beside / POLICY / name)
-    eyes = source / BACKBONE_FOLDER if backbone is None else local_folder(backbone, "backbone")
     copy_folder(eyes, beside / POLICY / BACKBONE_FOLDER)
     _check_whole(policy, beside / POLICY)
     if adapter is None:
